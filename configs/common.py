@@ -1,0 +1,46 @@
+"""What no recipe of the paper varies, and the quick form of any recipe."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Defaults for everything that the paper's tables do not list."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.source = "photos"
+    config.data.data_dir = ""  # where tensorflow-datasets keeps its files
+    config.data.split = "train"
+    config.data.image_size = 32
+
+    config.views = ConfigDict()
+    config.views.student = ConfigDict()
+    config.views.teacher = ConfigDict()
+
+    config.train = ConfigDict()
+    config.train.precision = "float32"  # or mixed_bfloat16, mixed_float16
+    config.train.jit_compile = False
+
+    config.monitor = ConfigDict()
+    config.monitor.log_every_steps = 50
+    config.monitor.eval_every_epochs = 5  # 0: no k-NN score
+    config.monitor.knn_neighbours = 200
+    config.monitor.knn_temperature = 0.1
+    config.monitor.checkpoint_every_epochs = 1
+    config.monitor.keep_checkpoints = 2
+    return config
+
+
+def quick(config):
+    """Shrinks a recipe to seconds: to see that it runs, not what it learns."""
+    config.backbone.width = 4
+    config.projector.hidden_dim = 32
+    config.projector.output_dim = 16
+    config.predictor.hidden_dim = 32
+    config.method.queue_size = 256
+    config.train.batch_size = 32
+    config.train.epochs = 1
+    config.train.warmup_epochs = 0
+    config.monitor.log_every_steps = 10
+    return config

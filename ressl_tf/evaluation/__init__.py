@@ -1,0 +1,6 @@
+"""How good the frozen features are: extraction, probes and pictures.
+
+Each protocol is a module: `features` (images to features), `knn` (the monitor
+of a running training), `linear` (probes on frozen features) and `visualize`
+(pictures of them). Import the module you need; this package imports none.
+"""

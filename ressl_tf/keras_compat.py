@@ -1,0 +1,98 @@
+"""What differs between Keras 3, Keras 2 and Keras 2.15, each with its reason.
+
+All other modules use `tf.keras` as `from tensorflow import keras`; TensorFlow
+decides (`TF_USE_LEGACY_KERAS`) which generation that is.
+"""
+
+import tensorflow as tf
+from tensorflow import keras
+
+# `keras.ops` exists in Keras 3 alone; `keras.__version__` not in every one.
+KERAS_3 = hasattr(keras, "ops")
+
+# Keyword arguments of `add_weight` for state that every replica computes
+# alike (the queue, counters). Each generation rejects the other's spelling of
+# the aggregation, and under mixed precision both would otherwise hand the
+# variable out in half precision.
+if KERAS_3:
+    STATE_WEIGHT = {"aggregation": "only_first_replica", "autocast": False}
+else:
+    STATE_WEIGHT = {
+        "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        "experimental_autocast": False,
+    }
+
+
+def tf_variable(variable):
+    """The `tf.Variable` behind a Keras variable; Keras 2's is one itself."""
+    return variable.value if KERAS_3 else variable
+
+
+def scale_loss(optimizer, loss):
+    """The loss to differentiate: scaled where float16 needs it."""
+    if hasattr(optimizer, "scale_loss"):  # Keras 3: every optimizer
+        return optimizer.scale_loss(loss)
+    if hasattr(optimizer, "get_scaled_loss"):  # Keras 2: LossScaleOptimizer
+        return optimizer.get_scaled_loss(loss)
+    return loss
+
+
+def unscale_gradients(optimizer, gradients):
+    """Undoes `scale_loss`; Keras 3 does so inside `apply_gradients`."""
+    if hasattr(optimizer, "get_unscaled_gradients"):
+        return optimizer.get_unscaled_gradients(gradients)
+    return gradients
+
+
+class Optimizer(keras.optimizers.Optimizer):
+    """An optimiser of `update_step(gradient, variable, learning_rate)`.
+
+    Subclasses define `slot_names` and `update(gradient, variable, slots,
+    learning_rate)`, in plain TensorFlow; this class hides that the
+    generations differ in the constructor, in how slots are looked up and in
+    the arguments of `update_step`.
+    """
+
+    slot_names = ()
+
+    def __init__(self, learning_rate, name):
+        if KERAS_3:
+            super().__init__(learning_rate=learning_rate, name=name)
+        else:
+            super().__init__(name=name)
+            self._learning_rate = self._build_learning_rate(learning_rate)
+
+    def build(self, variables):
+        if getattr(self, "_slots", None) is not None:
+            return
+        super().build(variables)
+        self._slots = [
+            [
+                # Positional: the keywords have other names in Keras 2.
+                self.add_variable_from_reference(variable, slot_name)
+                for variable in variables
+            ]
+            for slot_name in self.slot_names
+        ]
+        self._built = True
+
+    def update_step(self, gradient, variable, learning_rate=None):
+        if KERAS_3:
+            index = self._get_variable_index(variable)
+        else:
+            learning_rate = self.learning_rate
+            index = self._index_dict[self._var_key(variable)]
+        self.update(
+            tf.convert_to_tensor(gradient),
+            variable,
+            [slots[index] for slots in self._slots],
+            tf.cast(learning_rate, variable.dtype),
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        if not KERAS_3:
+            config["learning_rate"] = self._serialize_hyperparameter(
+                self._learning_rate
+            )
+        return config

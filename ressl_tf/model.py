@@ -1,0 +1,399 @@
+"""ReSSL, the method, as a Keras model: `train_step` is the paper's page."""
+
+import numbers
+
+import tensorflow as tf
+from tensorflow import keras
+
+from ressl_tf import distribute
+from ressl_tf import keras_compat
+from ressl_tf import losses
+from ressl_tf.key_queue import KeyQueue
+
+# What `train_step` measures, averaged over an epoch as Keras does.
+METRICS = (
+    "loss",
+    "relation",
+    "info_nce",
+    "target_entropy",
+    "student_entropy",
+    "agreement",
+    "embedding_std",
+)
+
+
+class ReSSL(keras.Model):
+    """Relational self-supervised learning of an image encoder.
+
+    The student learns to have, towards a queue of past embeddings, the same
+    similarities as an exponential-moving-average teacher that sees a weaker
+    augmentation of the same image. Train it as any Keras model:
+
+        model = ressl_tf.ReSSL(backbone, projector, predictor)
+        model.compile(ressl_tf.make_optimizer("sgd", 0.06, l2=5e-4))
+        model.fit(dataset, epochs=200, steps_per_epoch=195)
+
+    An element of the dataset is {"student": views, "teacher": views}, each a
+    tuple of float32 (B, H, W, 3) images: one and one (the paper's default),
+    several student views and one for the teacher (multi-crop), or two and two
+    (symmetric: student view i is trained on the teacher of view 1 - i).
+
+    `fit` reports, over the batch: `loss` and its parts `relation` and
+    `info_nce`; `target_entropy` and `student_entropy` of the two relations in
+    nats (both near log K: nothing is learnt); `agreement`, how often student
+    and teacher name the same nearest key; `embedding_std`, the deviation of
+    the student's normalised embeddings times sqrt(D): about 1 when healthy, 0
+    when all embeddings are the same.
+
+    Attributes:
+        student: `Branch` that is trained: `student.backbone`,
+            `student.projector`.
+        teacher: `Branch` that follows the student by moving average.
+        predictor: `keras.Model` on the student's side, or None.
+        queue: `KeyQueue`, the memory.
+        step: () int64 variable, number of steps done.
+
+    Args:
+        backbone: built `keras.Model` from (B, H, W, 3) images to (B, C)
+            features; f of the paper.
+        projector: built `keras.Model` from (B, C) to (B, D); g of the paper.
+        predictor: built `keras.Model` from (B, D) to (B, D), q of the paper,
+            or None for the paper's earlier version.
+        queue_size: K; smaller than the data set.
+        student_temperature: τ_s, above 0.
+        teacher_temperature: τ_t, above 0 and below τ_s, so that the target is
+            the sharper of the two.
+        infonce_temperature: temperature of the InfoNCE loss, above 0; the
+            paper gives none. Defaults to `student_temperature`.
+        teacher_momentum: weight of the old teacher in its moving average, in
+            [0, 1], or a function of the step (`schedules.cosine_momentum`).
+        alpha: weight of the relational loss against InfoNCE, in [0, 1], or a
+            function of the step (`schedules.linear_alpha`).
+        allow_flat_target: accept τ_t >= τ_s, which collapses: to reproduce
+            the paper's ablation of temperatures.
+        seed: int, of the queue's initial keys.
+        name: name of the model.
+
+    Raises:
+        ValueError: for an argument out of its range, or networks that do not
+            fit each other.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        projector,
+        predictor=None,
+        *,
+        queue_size=65536,
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+        infonce_temperature=None,
+        teacher_momentum=0.99,
+        alpha=1.0,
+        allow_flat_target=False,
+        seed=0,
+        name="ressl",
+    ):
+        super().__init__(name=name)
+        if infonce_temperature is None:
+            infonce_temperature = student_temperature
+        _check_temperatures(
+            student_temperature,
+            teacher_temperature,
+            infonce_temperature,
+            allow_flat_target,
+        )
+        embedding_dim = _check_networks(backbone, projector, predictor)
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.infonce_temperature = infonce_temperature
+        self.teacher_momentum = _as_schedule(
+            "teacher_momentum", teacher_momentum
+        )
+        self.alpha = _as_schedule("alpha", alpha)
+
+        self.student = Branch(backbone, projector, name="student")
+        self.teacher = Branch(
+            _copy(backbone), _copy(projector), name="teacher"
+        )
+        self.predictor = predictor
+        self.queue = KeyQueue(queue_size, embedding_dim, seed=seed)
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            **keras_compat.STATE_WEIGHT,
+        )
+        self._means = [keras.metrics.Mean(name=metric) for metric in METRICS]
+        self.built = True
+
+    def train_step(self, data):
+        """One step of the method, in the paper's order.
+
+        Args:
+            data: {"student": views, "teacher": views}, tuples of float32
+                (B, H, W, 3) images, B on this replica.
+
+        Returns:
+            A dict of scalars, one for each of `METRICS`.
+        """
+        momentum = self.teacher_momentum(self.step)
+        alpha = self.alpha(self.step)
+
+        # The teacher moves first, so that it has seen all past students.
+        self._update_teacher(momentum)
+        targets = [
+            self.teacher(view, training=True) for view in data["teacher"]
+        ]  # (B, D) each
+        # One snapshot for both relations, taken before the new keys go in:
+        # an image must not find itself.
+        queue = tf.convert_to_tensor(self.queue.keys)  # (K, D)
+
+        with tf.GradientTape() as tape:
+            embeddings = [
+                self._predict(self.student(view, training=True))
+                for view in data["student"]
+            ]  # (B, D) each
+            objectives = [
+                losses.blended_objective(
+                    embedding,
+                    target,
+                    queue,
+                    student_temperature=self.student_temperature,
+                    teacher_temperature=self.teacher_temperature,
+                    infonce_temperature=self.infonce_temperature,
+                    alpha=alpha,
+                )
+                for embedding, target in _pair(embeddings, targets)
+            ]
+            objective = _mean(objectives)
+            # Gradients are summed over replicas: each gives its share.
+            loss = keras_compat.scale_loss(
+                self.optimizer, objective.loss / distribute.num_replicas()
+            )
+        variables = self.trainable_variables
+        gradients = keras_compat.unscale_gradients(
+            self.optimizer, tape.gradient(loss, variables)
+        )
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        self.queue.enqueue(targets[0])
+        self.step.assign_add(1)
+        return self._measure(objective, embeddings[0])
+
+    def call(self, images, training=False):
+        """Features of the student's backbone: what `predict` returns.
+
+        Args:
+            images: (B, H, W, 3) normalised images.
+            training: whether batch statistics are used.
+
+        Returns:
+            (B, C) features.
+        """
+        return self.student.backbone(images, training=training)
+
+    def compile(self, optimizer, **kwargs):
+        """Keras' `compile`; the loss is the model's own.
+
+        Args:
+            optimizer: a Keras optimiser; it gets the student's and the
+                predictor's variables.
+            **kwargs: `jit_compile`, `steps_per_execution` and so on.
+
+        Raises:
+            ValueError: if a loss or metrics are given.
+        """
+        for argument in ("loss", "metrics", "loss_weights"):
+            if kwargs.get(argument) is not None:
+                raise ValueError(
+                    f"`{argument}` must not be given: ReSSL has its own loss "
+                    "and metrics. "
+                    f"Received: {argument}={kwargs[argument]!r}"
+                )
+        super().compile(optimizer=optimizer, **kwargs)
+        # Before the first step: slots made inside a replica's trace would
+        # belong to that replica alone.
+        if hasattr(self.optimizer, "build"):
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    @property
+    def trainable_variables(self):
+        """What the optimiser trains: student and predictor.
+
+        The teacher's layers stay trainable, or their batch normalisation
+        would ignore the batch; the teacher is left out here instead.
+        """
+        variables = list(self.student.trainable_variables)
+        if self.predictor is not None:
+            variables += self.predictor.trainable_variables
+        return variables
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
+
+    @property
+    def metrics(self):
+        return self._means
+
+    def _update_teacher(self, momentum):
+        """teacher <- m teacher + (1 - m) student, trainable variables only."""
+
+        def move(teacher, student):
+            weight = tf.cast(momentum, teacher.dtype)
+            teacher.assign(weight * teacher + (1.0 - weight) * student)
+
+        distribute.update_variables(
+            move,
+            *(
+                [
+                    keras_compat.tf_variable(variable)
+                    for variable in branch.trainable_variables
+                ]
+                for branch in (self.teacher, self.student)
+            ),
+        )
+
+    def _predict(self, embedding):
+        if self.predictor is None:
+            return embedding
+        return self.predictor(embedding, training=True)
+
+    def _measure(self, objective, embedding):
+        """Updates the running means; `objective` holds scalars."""
+        values = objective._asdict()
+        embedding = distribute.gather(losses.normalize(embedding))  # (B, D)
+        deviation = tf.math.reduce_std(embedding, axis=0)
+        values["embedding_std"] = tf.norm(deviation)
+        for mean in self._means:
+            mean.update_state(values[mean.name])
+        return {mean.name: mean.result() for mean in self._means}
+
+
+class Branch(keras.Model):
+    """Backbone and projector in a row: g(f(x)) of the paper.
+
+    Args:
+        backbone: `keras.Model` from (B, H, W, 3) to (B, C).
+        projector: `keras.Model` from (B, C) to (B, D).
+        name: name of the model.
+    """
+
+    def __init__(self, backbone, projector, name):
+        super().__init__(name=name)
+        self.backbone = backbone
+        self.projector = projector
+        self.built = True
+
+    def call(self, images, training=False):
+        """(B, H, W, 3) images -> (B, D) embeddings, not normalised."""
+        features = self.backbone(images, training=training)
+        return self.projector(features, training=training)
+
+
+def _pair(embeddings, targets):
+    """Which target each student view is trained on."""
+    if len(targets) == 1:
+        return [(embedding, targets[0]) for embedding in embeddings]
+    if len(targets) == 2 and len(embeddings) == 2:
+        return [(embeddings[0], targets[1]), (embeddings[1], targets[0])]
+    raise ValueError(
+        "A batch must have one teacher view and any number of student views, "
+        "or two of each. "
+        f"Received: {len(embeddings)} student views and {len(targets)} "
+        "teacher views"
+    )
+
+
+def _mean(objectives):
+    """Objectives of V views, (B,) each -> one objective of scalars."""
+    return losses.Objective(
+        *(
+            tf.reduce_mean(tf.stack(values))
+            for values in zip(*objectives, strict=True)
+        )
+    )
+
+
+def _copy(network):
+    """The same architecture with the same weights, sharing neither."""
+    try:
+        copy = keras.models.clone_model(network)
+    except ValueError:  # a subclassed model
+        copy = type(network).from_config(network.get_config())
+        copy.build(network.input_shape)
+    copy.set_weights(network.get_weights())  # clone_model starts afresh
+    return copy
+
+
+def _as_schedule(argument, value):
+    if callable(value):
+        return value
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(
+            f"`{argument}` must be in [0, 1], or a function of the step. "
+            f"Received: {argument}={value!r}"
+        )
+    return lambda step: tf.constant(value, tf.float32)
+
+
+def _check_temperatures(student, teacher, infonce, allow_flat_target):
+    for argument, value in (
+        ("student_temperature", student),
+        ("teacher_temperature", teacher),
+        ("infonce_temperature", infonce),
+    ):
+        if not value > 0:
+            raise ValueError(
+                f"`{argument}` must be above 0. Received: {argument}={value}"
+            )
+    if teacher >= student and not allow_flat_target:
+        raise ValueError(
+            "`teacher_temperature` must be smaller than `student_temperature`:"
+            " with a target as flat as the prediction the embeddings collapse."
+            " Use the paper's 0.03 or 0.04 with 0.1, or allow_flat_target=True"
+            " to see the collapse. "
+            f"Received: teacher_temperature={teacher}, "
+            f"student_temperature={student}"
+        )
+
+
+def _check_networks(backbone, projector, predictor):
+    """Raises unless they are built and fit; returns the embedding size."""
+    networks = {"backbone": backbone, "projector": projector}
+    if predictor is not None:
+        networks["predictor"] = predictor
+    for argument, network in networks.items():
+        if not isinstance(network, keras.Model) or not network.built:
+            raise ValueError(
+                f"`{argument}` must be a built keras.Model: make a functional "
+                "model or call `build` first. "
+                f"Received: {argument}={network!r}"
+            )
+        if len(network.output_shape) != 2:
+            raise ValueError(
+                f"`{argument}` must return one vector an image, (B, C): add "
+                "global average pooling. "
+                f"Received: output shape {network.output_shape}"
+            )
+    produced = backbone
+    for argument, network in list(networks.items())[1:]:
+        if network.input_shape[-1] != produced.output_shape[-1]:
+            raise ValueError(
+                f"`{argument}` must take the {produced.output_shape[-1]} "
+                f"values that `{produced.name}` returns. "
+                f"Received: input shape {network.input_shape}"
+            )
+        produced = network
+    if produced.output_shape[-1] != projector.output_shape[-1]:
+        raise ValueError(
+            "`predictor` must return as many values as `projector`: "
+            f"{projector.output_shape[-1]}. "
+            f"Received: output shape {produced.output_shape}"
+        )
+    return projector.output_shape[-1]

@@ -1,0 +1,295 @@
+"""What watches a run: Keras callbacks that log, warn, score and save."""
+
+import logging
+import math
+import resource
+import time
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from ressl_tf import workdir as workdir_lib
+from ressl_tf.evaluation import features
+from ressl_tf.evaluation import knn
+
+logger = logging.getLogger("ressl_tf")
+
+# `embedding_std` is about 1 for embeddings spread over the sphere and 0 when
+# all are alike. Fresh networks may start low, hence the patience in windows.
+COLLAPSED_STD = 0.1
+COLLAPSE_PATIENCE = 3
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a weight is no longer a number; training has stopped."""
+
+
+class MetricsLogger(keras.callbacks.Callback):
+    """Writes metrics.jsonl and TensorBoard scalars every few steps.
+
+    Every number that `fit` reports is the mean over the steps since the last
+    row; `alpha`, `teacher_momentum` and `learning_rate` are those of the
+    row's last step. Values leave the device here and nowhere else.
+
+    Args:
+        workdir: folder of the run.
+        log_every: steps between two rows; the last step of an epoch always
+            gets one.
+        steps_per_epoch: number of steps of a full epoch.
+        batch_size: global batch, for `images_per_second`.
+        first_step: steps done before this `fit`.
+
+    Raises:
+        NotFiniteError: from within `fit`, when the loss is not finite.
+    """
+
+    def __init__(
+        self, workdir, *, log_every, steps_per_epoch, batch_size, first_step=0
+    ):
+        super().__init__()
+        self.workdir = workdir
+        self.log_every = log_every
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.step = first_step
+        self.writer = tf.summary.create_file_writer(
+            str(workdir / "tensorboard")
+        )
+        self._collapsed_windows = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Keras has just reset the means.
+        self._totals = {mean.name: (0.0, 0.0) for mean in self.model.metrics}
+        self._start_window()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._window_start is None:
+            self._window_start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        end_of_epoch = self.step % self.steps_per_epoch == 0
+        if self.step % self.log_every == 0 or end_of_epoch:
+            self.log()
+
+    def log(self):
+        """Writes a row of the steps since the last one."""
+        steps = self.step - self._window_first
+        if steps == 0:
+            return
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            **self._window_means(),
+            **self._schedules(),
+            "images_per_second": round(
+                steps
+                * self.batch_size
+                / (time.perf_counter() - self._window_start),
+                1,
+            ),
+            "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
+        }
+        self.write(row)
+        self._check(row)
+        self._start_window()
+
+    def write(self, row):
+        """Appends a row to metrics.jsonl and TensorBoard."""
+        workdir_lib.append_metrics(self.workdir, row)
+        with self.writer.as_default():
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    tf.summary.scalar(name, value, step=row["step"])
+        self.writer.flush()
+
+    def _start_window(self):
+        self._window_first = self.step
+        # The clock starts at the next batch, so that what happens between
+        # epochs (scoring, saving) does not count as training.
+        self._window_start = None
+
+    def _window_means(self):
+        values = {}
+        for mean in self.model.metrics:
+            total = float(tf.convert_to_tensor(mean.total))
+            count = float(tf.convert_to_tensor(mean.count))
+            old_total, old_count = self._totals[mean.name]
+            values[mean.name] = (total - old_total) / (count - old_count)
+            self._totals[mean.name] = (total, count)
+        return values
+
+    def _schedules(self):
+        model, last_step = self.model, self.step - 1
+        learning_rate = getattr(
+            model.optimizer, "_learning_rate", model.optimizer.learning_rate
+        )
+        if callable(learning_rate):
+            learning_rate = learning_rate(last_step)
+        return {
+            "alpha": float(model.alpha(last_step)),
+            "teacher_momentum": float(model.teacher_momentum(last_step)),
+            "learning_rate": float(tf.convert_to_tensor(learning_rate)),
+        }
+
+    def _check(self, row):
+        if not math.isfinite(row["loss"]):
+            raise NotFiniteError(
+                f"The loss is {row['loss']} at step {row['step']}. Lower "
+                "`optimizer.base_learning_rate` or lengthen "
+                "`train.warmup_epochs`, and continue in a new folder; the "
+                "last good checkpoint is kept."
+            )
+        if row["embedding_std"] >= COLLAPSED_STD:
+            self._collapsed_windows = 0
+            return
+        self._collapsed_windows += 1
+        if self._collapsed_windows == COLLAPSE_PATIENCE:
+            logger.warning(
+                "The embeddings have collapsed: their deviation is %.3f of "
+                "what it should be at step %d. Lower "
+                "`method.teacher_temperature` (%g; the student's is %g), use "
+                "the predictor, or a weaker teacher view.",
+                row["embedding_std"],
+                row["step"],
+                self.model.teacher_temperature,
+                self.model.student_temperature,
+            )
+
+
+class KNNMonitor(keras.callbacks.Callback):
+    """Scores the student's backbone by k nearest neighbours.
+
+    Args:
+        encoder: `keras.Model` from 0-255 images to features; shares the
+            student's variables.
+        train_set: labelled `ImageSet` that is voted by.
+        test_set: labelled `ImageSet` that is scored.
+        metrics_logger: `MetricsLogger` that the score goes to.
+        every_epochs: epochs between two scores; the last epoch always gets
+            one.
+        num_epochs: number of epochs of the run.
+        k: number of neighbours.
+        temperature: of their weights.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        train_set,
+        test_set,
+        metrics_logger,
+        *,
+        every_epochs,
+        num_epochs,
+        k,
+        temperature,
+    ):
+        super().__init__()
+        self.extract = features.FeatureExtractor(encoder)
+        self.train_set = train_set
+        self.test_set = test_set
+        self.metrics_logger = metrics_logger
+        self.every_epochs = every_epochs
+        self.num_epochs = num_epochs
+        self.k = min(k, len(train_set.images))
+        self.temperature = temperature
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = self.metrics_logger.step // self.metrics_logger.steps_per_epoch
+        if self.metrics_logger.step % self.metrics_logger.steps_per_epoch:
+            return  # stopped within the epoch
+        if done % self.every_epochs and done < self.num_epochs:
+            return
+        accuracy = knn.knn_accuracy(
+            self.extract(self.train_set.images),
+            self.train_set.labels,
+            self.extract(self.test_set.images),
+            self.test_set.labels,
+            num_classes=len(self.train_set.class_names),
+            k=self.k,
+            temperature=self.temperature,
+        )
+        self.metrics_logger.write(
+            {
+                "step": self.metrics_logger.step,
+                "epoch": float(done),
+                "knn_accuracy": accuracy,
+            }
+        )
+        logger.info(
+            "epoch %d: k-NN accuracy %.2f %% (k = %d)",
+            done,
+            100 * accuracy,
+            self.k,
+        )
+
+
+class Saver(keras.callbacks.Callback):
+    """Saves checkpoints at epoch ends and when the run is asked to stop.
+
+    Args:
+        manager: `tf.train.CheckpointManager` of the run.
+        metrics_logger: `MetricsLogger`; knows the step, and gets the last row
+            before an early end.
+        every_epochs: epochs between two checkpoints; the last epoch always
+            gets one.
+        num_epochs: number of epochs of the run.
+        should_stop: function of the step; True ends the run after that step.
+
+    Raises:
+        NotFiniteError: from within `fit`, instead of saving a variable that
+            is not finite.
+    """
+
+    def __init__(
+        self, manager, metrics_logger, *, every_epochs, num_epochs, should_stop
+    ):
+        super().__init__()
+        self.manager = manager
+        self.metrics_logger = metrics_logger
+        self.every_epochs = every_epochs
+        self.num_epochs = num_epochs
+        self.should_stop = should_stop
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.metrics_logger.step
+        if self.should_stop(step):
+            self.metrics_logger.log()
+            self.save()
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = self.metrics_logger.step
+        done, rest = divmod(step, self.metrics_logger.steps_per_epoch)
+        if rest == 0 and (
+            done % self.every_epochs == 0 or done >= self.num_epochs
+        ):
+            self.save()
+
+    def save(self):
+        """Saves a checkpoint, unless this step has one."""
+        step = self.metrics_logger.step
+        latest = self.manager.latest_checkpoint
+        if latest is not None and latest.endswith(f"-{step}"):
+            return
+        self._check_finite(step)
+        self.manager.save(checkpoint_number=step)
+
+    def _check_finite(self, step):
+        # The loss of this step may be finite and its gradient not.
+        for variable in self.model.variables:
+            value = tf.convert_to_tensor(variable)
+            if value.dtype.is_floating and not np.all(np.isfinite(value)):
+                raise NotFiniteError(
+                    f"The variable {variable.name} is not finite at step "
+                    f"{step}. Lower `optimizer.base_learning_rate` or "
+                    "lengthen `train.warmup_epochs`, and continue in a new "
+                    "folder; the last good checkpoint is kept."
+                )
+
+
+def peak_memory_bytes():
+    """Peak resident set of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,161 @@
+"""From a recipe (a nested dict, as in configs/) to the objects it names.
+
+Each sub-dict holds the keyword arguments of one function, so that a setting
+is looked up where that function documents it and a typo fails by its name:
+
+    data       `data.load` and the pixel statistics `mean` and `std`
+    views      `augment.make_view`, one for "student" and one for "teacher"
+    backbone   `make_backbone`
+    projector  `make_projector`
+    predictor  `make_predictor`, and `enabled`
+    method     `ReSSL`, with its durations in epochs
+    optimizer  `make_optimizer`, and `base_learning_rate` for a batch of 256
+    train      batch size, durations, precision
+    monitor    how often to log, to save and to score
+"""
+
+from typing import NamedTuple
+
+from tensorflow import keras
+
+from ressl_tf import networks
+from ressl_tf import optimizers
+from ressl_tf import schedules
+from ressl_tf.model import ReSSL
+
+
+class Durations(NamedTuple):
+    """The lengths of a run, in steps."""
+
+    epoch: int
+    total: int
+    warmup: int  # of the learning rate
+    infonce_warmup: int  # of alpha
+
+
+def make_views(config):
+    """The student's and the teacher's view layers of a recipe."""
+    # keras-cv is 500 modules: only who trains waits for it.
+    from ressl_tf import augment
+
+    data = config["data"]
+    return {
+        role: augment.make_view(
+            data["image_size"],
+            mean=data["mean"],
+            std=data["std"],
+            name=f"{role}_view",
+            **config["views"][role],
+        )
+        for role in ("student", "teacher")
+    }
+
+
+def make_durations(config, steps_per_epoch):
+    """The recipe's epochs as steps.
+
+    Raises:
+        ValueError: for a negative duration, or none at all.
+    """
+    train = config["train"]
+    if train["epochs"] <= 0:
+        raise ValueError(
+            "`train.epochs` must be above 0. "
+            f"Received: train.epochs={train['epochs']}"
+        )
+
+    def steps(name, epochs):
+        return schedules.duration_in_steps(
+            name, epochs=epochs, steps=None, steps_per_epoch=steps_per_epoch
+        )
+
+    return Durations(
+        epoch=steps_per_epoch,
+        total=steps("train", train["epochs"]),
+        warmup=steps("warmup", train["warmup_epochs"]),
+        infonce_warmup=steps(
+            "infonce_warmup", config["method"]["infonce_warmup_epochs"]
+        ),
+    )
+
+
+def make_model(config, durations=None):
+    """The untrained `ReSSL` of a recipe.
+
+    Args:
+        config: the recipe.
+        durations: `Durations`; None where the model is not going to be
+            trained, only loaded.
+
+    Returns:
+        A `ReSSL`; with `durations`, compiled.
+    """
+    size = config["data"]["image_size"]
+    backbone = networks.make_backbone(
+        input_shape=(size, size, 3), **config["backbone"]
+    )
+    projector = networks.make_projector(
+        backbone.output_shape[-1], **config["projector"]
+    )
+    predictor_settings = dict(config["predictor"])
+    predictor = None
+    if predictor_settings.pop("enabled"):
+        predictor = networks.make_predictor(
+            projector.output_shape[-1], **predictor_settings
+        )
+    method = dict(config["method"])
+    method.pop("infonce_warmup_epochs")
+    if method.pop("teacher_momentum_cosine") and durations:
+        method["teacher_momentum"] = schedules.cosine_momentum(
+            method["teacher_momentum"], durations.total
+        )
+    if durations:
+        method["alpha"] = schedules.linear_alpha(durations.infonce_warmup)
+    model = ReSSL(
+        backbone, projector, predictor, seed=config["seed"], **method
+    )
+    if durations:
+        model.compile(
+            make_optimizer(config, durations),
+            jit_compile=config["train"]["jit_compile"],
+        )
+    return model
+
+
+def make_optimizer(config, durations):
+    """The recipe's optimiser with its learning-rate schedule."""
+    settings = dict(config["optimizer"])
+    peak = schedules.scaled_learning_rate(
+        settings.pop("base_learning_rate"), config["train"]["batch_size"]
+    )
+    return optimizers.make_optimizer(
+        learning_rate=schedules.WarmupCosine(
+            peak, durations.total, durations.warmup
+        ),
+        **settings,
+    )
+
+
+def make_encoder(config, backbone):
+    """What is evaluated and exported: 0-255 images in, features out.
+
+    Args:
+        config: the recipe, for the image size and the pixel statistics.
+        backbone: `keras.Model` from normalised images to features.
+
+    Returns:
+        A `keras.Model` from float32 (B, H, W, 3) in 0-255 to float32 (B, C).
+    """
+    data = config["data"]
+    size = data["image_size"]
+    images = keras.Input((size, size, 3), name="images")
+    normalised = keras.layers.Normalization(
+        mean=[255.0 * value for value in data["mean"]],
+        variance=[(255.0 * value) ** 2 for value in data["std"]],
+        dtype="float32",  # 0-255 has too many digits for half precision
+        name="normalize",
+    )(images)
+    features = keras.layers.Activation(
+        "linear", dtype="float32", name="embedding"
+    )(backbone(normalised))
+    return keras.Model(images, features, name="encoder")

@@ -1,0 +1,168 @@
+"""The folder of a run: what lies where, written and read in one place.
+
+    config.json      the resolved recipe
+    metrics.jsonl    one object per logging step
+    checkpoints/     `tf.train.Checkpoint`s; the last ones are kept
+    tensorboard/     the same scalars as metrics.jsonl
+    export/NAME/1/   SavedModel
+    eval/            results of the evaluation tools, pictures
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import tensorflow as tf
+
+
+def claim(workdir, config):
+    """Makes `workdir` the folder of a run of `config`, or checks that it is.
+
+    Args:
+        workdir: path; made if it is missing.
+        config: the recipe as a nested dict.
+
+    Returns:
+        The recipe as it is stored: with JSON's types.
+
+    Raises:
+        ValueError: if the folder belongs to a run of another recipe; names
+            the settings that differ.
+    """
+    config = json.loads(json.dumps(config))
+    path = Path(workdir) / "config.json"
+    if path.exists():
+        stored = read_config(workdir)
+        differences = _differences(stored, config)
+        if differences:
+            raise ValueError(
+                "`workdir` holds a run of another config; use another folder, "
+                "or the same settings to continue it. "
+                f"Received: workdir={str(workdir)!r}, where "
+                + "; ".join(
+                    f"{key} was {old!r} and now is {new!r}"
+                    for key, old, new in differences
+                )
+            )
+    else:
+        write_json(path, config)
+    return config
+
+
+def read_config(workdir):
+    """The recipe of the run in `workdir`.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(
+            "`workdir` must be the folder of a run, as `tools.pretrain` makes "
+            f"it: it has no config.json. Received: workdir={str(workdir)!r}"
+        )
+    return json.loads(path.read_text())
+
+
+def write_json(path, value):
+    """Writes JSON so that a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+    os.chmod(temporary, 0o644)  # mkstemp's file is for its owner alone
+    os.replace(temporary, path)
+
+
+def append_metrics(workdir, row):
+    """Adds one row to metrics.jsonl."""
+    with open(Path(workdir) / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(workdir):
+    """The rows of metrics.jsonl; none if there is no such file."""
+    path = Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            # A kill in mid-write leaves one broken line, at the end.
+            break
+    return rows
+
+
+def truncate_metrics(workdir, step):
+    """Drops the rows after `step`: a resumed run writes them again."""
+    rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+    path = Path(workdir) / "metrics.jsonl"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)
+
+
+def checkpoint_manager(workdir, model, keep=2):
+    """Saves and restores all that a run needs to go on.
+
+    That is student, teacher and predictor with their batch statistics, the
+    queue and its pointer, the step, and - if the model is compiled - the
+    optimiser.
+
+    Args:
+        workdir: folder of the run.
+        model: a `ReSSL`.
+        keep: how many checkpoints to keep.
+
+    Returns:
+        A `tf.train.CheckpointManager`.
+    """
+    parts = {
+        "student": model.student,
+        "teacher": model.teacher,
+        "queue": model.queue,
+        "step": model.step,
+    }
+    if model.predictor is not None:
+        parts["predictor"] = model.predictor
+    if getattr(model, "optimizer", None) is not None:
+        parts["optimizer"] = model.optimizer
+    return tf.train.CheckpointManager(
+        tf.train.Checkpoint(**parts),
+        str(Path(workdir) / "checkpoints"),
+        max_to_keep=keep,
+        checkpoint_name="step",
+    )
+
+
+def restore(workdir, model):
+    """Restores the last checkpoint into a model, to evaluate or export it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    manager = checkpoint_manager(workdir, model)
+    if manager.latest_checkpoint is None:
+        raise ValueError(
+            "`workdir` has no checkpoint yet: run `tools.pretrain` first. "
+            f"Received: workdir={str(workdir)!r}"
+        )
+    manager.checkpoint.restore(manager.latest_checkpoint).expect_partial()
+
+
+def _differences(old, new, prefix=""):
+    """[(dotted key, old value, new value)] of two nested dicts."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(prefix.rstrip("."), old, new)]
+    return [
+        difference
+        for key in sorted({*old, *new})
+        for difference in _differences(
+            old.get(key), new.get(key), f"{prefix}{key}."
+        )
+    ]
