@@ -59,4 +59,4 @@ def get_config(arg=None):
     config.train.epochs = 200.0
     config.train.warmup_epochs = 10.0
 
-    return common.quick(config) if arg == "quick" else config
+    return common.finish(config, arg)

@@ -1,6 +1,6 @@
 """CIFAR-10 on two CPU cores: a quarter of the width, 15 epochs.
 
-    python -m tools.pretrain --config=configs/cifar10_cpu.py --workdir=DIR
+python -m tools.pretrain --config=configs/cifar10_cpu.py --workdir=DIR
 """
 
 from configs import cifar10
@@ -16,4 +16,4 @@ def get_config(arg=None):
     config.train.warmup_epochs = 1.0
     config.monitor.eval_every_epochs = 5
 
-    return common.quick(config) if arg == "quick" else config
+    return common.finish(config, arg)

@@ -32,8 +32,24 @@ def get_config():
     return config
 
 
-def quick(config):
-    """Shrinks a recipe to seconds: to see that it runs, not what it learns."""
+def finish(config, arg):
+    """The recipe as `--config=FILE:ARG` asks for it.
+
+    Args:
+        config: the recipe.
+        arg: None for the recipe itself, or "quick" to shrink it to seconds:
+            to see that it runs, not what it learns.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if arg is None:
+        return config
+    if arg != "quick":
+        raise ValueError(
+            "A recipe has one other form, 'quick', as in "
+            f"configs/photos.py:quick. Received: {arg!r}"
+        )
     config.backbone.width = 4
     config.projector.hidden_dim = 32
     config.projector.output_dim = 16

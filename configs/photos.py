@@ -23,4 +23,4 @@ def get_config(arg=None):
     config.monitor.eval_every_epochs = 4
     config.monitor.log_every_steps = 20
 
-    return common.quick(config) if arg == "quick" else config
+    return common.finish(config, arg)

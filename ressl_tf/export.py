@@ -1,10 +1,12 @@
 """Encoders on disk: written for TensorFlow Serving, read back from anywhere.
 
-    NAME/1/                         SavedModel, version 1
-    NAME/1/assets.extra/encoder.keras   the same network, trainable
-    NAME/model_card.json            what it is and where it comes from
+NAME/1/                         SavedModel, version 1
+NAME/1/assets.extra/encoder.keras    the same network, trainable
+NAME/1/assets.extra/model_card.json  what it is and where it comes from
+NAME/model_card.json            the newest version's
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +21,9 @@ from ressl_tf.version import __version__
 
 BRANCHES = ("student", "teacher")
 CARD = "model_card.json"
-KERAS_FILE = Path("assets.extra") / "encoder.keras"
+# TensorFlow Serving leaves this folder of a SavedModel alone.
+EXTRA = "assets.extra"
+KERAS_FILE = "encoder.keras"
 
 
 def export(workdir, name="encoder", branch="student"):
@@ -46,42 +50,41 @@ def export(workdir, name="encoder", branch="student"):
     model = recipe.make_model(config)
     encoder = _branch_encoder(config, workdir, model, branch)
     folder = Path(workdir) / "export" / name
-    path = save(encoder, folder)
-    workdir_lib.write_json(
-        folder / CARD,
-        {
-            "name": name,
-            "branch": branch,
-            "steps": int(model.step.numpy()),
-            "input": {
-                "name": "images",
-                "dtype": "float32",
-                "shape": list(encoder.input_shape),
-                "range": [0, 255],
-                "mean": config["data"]["mean"],
-                "std": config["data"]["std"],
-            },
-            "output": {
-                "name": "embedding",
-                "dtype": "float32",
-                "shape": list(encoder.output_shape),
-            },
-            "versions": {
-                "ressl_tf": __version__,
-                "tensorflow": tf.__version__,
-            },
-            "config": config,
+    card = {
+        "name": name,
+        "branch": branch,
+        "steps": int(model.step.numpy()),
+        "input": {
+            "name": "images",
+            "dtype": "float32",
+            "shape": list(encoder.input_shape),
+            "range": [0, 255],
+            "mean": config["data"]["mean"],
+            "std": config["data"]["std"],
         },
-    )
+        "output": {
+            "name": "embedding",
+            "dtype": "float32",
+            "shape": list(encoder.output_shape),
+        },
+        "versions": {
+            "ressl_tf": __version__,
+            "tensorflow": tf.__version__,
+        },
+        "config": config,
+    }
+    path = save(encoder, folder, card)
+    workdir_lib.write_json(folder / CARD, card)
     return path
 
 
-def save(encoder, folder):
+def save(encoder, folder, card):
     """Writes an encoder as the next version in `folder`.
 
     Args:
         encoder: `keras.Model` from 0-255 images to features.
         folder: path; its subfolders are versions 1, 2, ...
+        card: what to say about this version, a dict.
 
     Returns:
         The path of the new version.
@@ -94,8 +97,10 @@ def save(encoder, folder):
         tf.saved_model.save(
             module, str(temporary), signatures={"serving_default": module.embed}
         )
-        (temporary / KERAS_FILE).parent.mkdir()
-        encoder.save(temporary / KERAS_FILE)
+        extra = temporary / EXTRA
+        extra.mkdir()
+        encoder.save(extra / KERAS_FILE)
+        workdir_lib.write_json(extra / CARD, card)
         os.chmod(temporary, 0o755)  # mkdtemp's folder is for its owner alone
         path = folder / str(max(_versions(folder), default=0) + 1)
         os.replace(temporary, path)
@@ -124,7 +129,9 @@ def load_encoder(path, branch="student"):
         return keras.models.load_model(path, compile=False)
     version = find_version(path)
     if version is not None:
-        return keras.models.load_model(version / KERAS_FILE, compile=False)
+        return keras.models.load_model(
+            version / EXTRA / KERAS_FILE, compile=False
+        )
     if not (path / "config.json").exists():
         raise ValueError(
             "`path` must be the folder of a run (config.json), an export "
@@ -143,7 +150,8 @@ def load_servable(path):
 
     Returns:
         A function from float32 (B, H, W, 3) images in 0-255 to features
-        (B, C). It needs neither Keras nor this package.
+        (B, C), which needs neither Keras nor this package, and the images'
+        height.
 
     Raises:
         ValueError: if there is no SavedModel at `path`.
@@ -161,7 +169,24 @@ def load_servable(path):
         return serve(images=images)["embedding"]
 
     embed.loaded = loaded  # the signature alone would not keep it alive
-    return embed
+    size = serve.structured_input_signature[1]["images"].shape[1]
+    return embed, size
+
+
+def read_card(version):
+    """The model card of an export's version.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(version) / EXTRA / CARD
+    if not path.is_file():
+        raise ValueError(
+            f"The export has no {EXTRA}/{CARD}: it was not written by "
+            "`tools.export`, or not copied as a whole. "
+            f"Received: path={str(version)!r}"
+        )
+    return json.loads(path.read_text())
 
 
 def find_version(path):

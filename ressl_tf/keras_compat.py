@@ -90,9 +90,14 @@ class Optimizer(keras.optimizers.Optimizer):
         )
 
     def get_config(self):
-        config = super().get_config()
-        if not KERAS_3:
-            config["learning_rate"] = self._serialize_hyperparameter(
+        # The base's own entries (clipping, decoupled decay, averaging) are
+        # not arguments of these classes.
+        if KERAS_3:
+            base = super().get_config()
+            return {key: base[key] for key in ("name", "learning_rate")}
+        return {
+            "name": self.name,
+            "learning_rate": self._serialize_hyperparameter(
                 self._learning_rate
-            )
-        return config
+            ),
+        }

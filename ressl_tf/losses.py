@@ -50,11 +50,13 @@ def relation_loss(
         (B,) losses.
     """
     student_logits = _similarities(student, queue) / student_temperature
-    teacher_logits = _similarities(teacher, queue) / teacher_temperature
+    teacher_logits = tf.stop_gradient(
+        _similarities(teacher, queue) / teacher_temperature
+    )
     return _relation(
         student_logits,
         tf.reduce_logsumexp(student_logits, axis=1),
-        tf.stop_gradient(tf.nn.softmax(teacher_logits)),
+        tf.nn.softmax(teacher_logits),
     )
 
 
@@ -110,13 +112,12 @@ def blended_objective(
         An `Objective`. Only its losses carry gradients.
     """
     student_similarities = _similarities(student, queue)
-    teacher_similarities = _similarities(teacher, queue)
+    teacher_similarities = tf.stop_gradient(_similarities(teacher, queue))
 
     logits = student_similarities / student_temperature
     log_partition = tf.reduce_logsumexp(logits, axis=1)
     target_logits = teacher_similarities / teacher_temperature
-    target = tf.stop_gradient(tf.nn.softmax(target_logits))
-    relation = _relation(logits, log_partition, target)
+    relation = _relation(logits, log_partition, tf.nn.softmax(target_logits))
 
     if infonce_temperature == student_temperature:
         negatives = log_partition

@@ -54,8 +54,8 @@ class ReSSL(keras.Model):
         step: () int64 variable, number of steps done.
 
     Args:
-        backbone: built `keras.Model` from (B, H, W, 3) images to (B, C)
-            features; f of the paper.
+        backbone: functional or built sequential `keras.Model` from
+            (B, H, W, 3) images to (B, C) features; f of the paper.
         projector: built `keras.Model` from (B, C) to (B, D); g of the paper.
         predictor: built `keras.Model` from (B, D) to (B, D), q of the paper,
             or None for the paper's earlier version.
@@ -114,9 +114,7 @@ class ReSSL(keras.Model):
         self.alpha = _as_schedule("alpha", alpha)
 
         self.student = Branch(backbone, projector, name="student")
-        self.teacher = Branch(
-            _copy(backbone), _copy(projector), name="teacher"
-        )
+        self.teacher = Branch(_copy(backbone), _copy(projector), name="teacher")
         self.predictor = predictor
         self.queue = KeyQueue(queue_size, embedding_dim, seed=seed)
         self.step = self.add_weight(
@@ -322,11 +320,7 @@ def _mean(objectives):
 
 def _copy(network):
     """The same architecture with the same weights, sharing neither."""
-    try:
-        copy = keras.models.clone_model(network)
-    except ValueError:  # a subclassed model
-        copy = type(network).from_config(network.get_config())
-        copy.build(network.input_shape)
+    copy = keras.models.clone_model(network)
     copy.set_weights(network.get_weights())  # clone_model starts afresh
     return copy
 
@@ -369,10 +363,15 @@ def _check_networks(backbone, projector, predictor):
     if predictor is not None:
         networks["predictor"] = predictor
     for argument, network in networks.items():
-        if not isinstance(network, keras.Model) or not network.built:
+        # Both are known of functional and built sequential models alone.
+        shapes = ("input_shape", "output_shape")
+        if not isinstance(network, keras.Model) or not all(
+            hasattr(network, shape) for shape in shapes
+        ):
             raise ValueError(
-                f"`{argument}` must be a built keras.Model: make a functional "
-                "model or call `build` first. "
+                f"`{argument}` must be a built keras.Model. Build a sequential "
+                "model, and wrap a subclassed one: inputs = keras.Input(shape);"
+                " keras.Model(inputs, network(inputs)). "
                 f"Received: {argument}={network!r}"
             )
         if len(network.output_shape) != 2:

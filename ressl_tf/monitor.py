@@ -3,6 +3,7 @@
 import logging
 import math
 import resource
+import sys
 import time
 
 import numpy as np
@@ -29,19 +30,21 @@ class MetricsLogger(keras.callbacks.Callback):
     """Writes metrics.jsonl and TensorBoard scalars every few steps.
 
     Every number that `fit` reports is the mean over the steps since the last
-    row; `alpha`, `teacher_momentum` and `learning_rate` are those of the
-    row's last step. Values leave the device here and nowhere else.
+    row: the means start anew with each row, not with each epoch. `alpha`,
+    `teacher_momentum` and `learning_rate` are those of the row's last step.
+    Values leave the device here and nowhere else.
 
     Args:
-        workdir: folder of the run.
-        log_every: steps between two rows; the last step of an epoch always
-            gets one.
+        workdir: `Path` of the folder of the run.
+        log_every: steps between two rows; the last step of an epoch and of
+            the run always gets one.
         steps_per_epoch: number of steps of a full epoch.
         batch_size: global batch, for `images_per_second`.
         first_step: steps done before this `fit`.
 
     Raises:
-        NotFiniteError: from within `fit`, when the loss is not finite.
+        NotFiniteError: from within `fit`, when the loss is not finite; there
+            is no row then.
     """
 
     def __init__(
@@ -59,19 +62,28 @@ class MetricsLogger(keras.callbacks.Callback):
         self._collapsed_windows = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Keras has just reset the means.
-        self._totals = {mean.name: (0.0, 0.0) for mean in self.model.metrics}
         self._start_window()
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._window_start is None:
+            # Here and not after a row: Keras reads the means at an epoch's
+            # end. Sums from 0 also make a row a function of its steps alone,
+            # to the last bit, wherever the run was resumed.
+            self.model.reset_metrics()
             self._window_start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        end_of_epoch = self.step % self.steps_per_epoch == 0
-        if self.step % self.log_every == 0 or end_of_epoch:
+        if self.step % self.log_every == 0:
             self.log()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.log()
+
+    @property
+    def epoch(self):
+        """Epochs done, a fraction within one."""
+        return round(self.step / self.steps_per_epoch, 4)
 
     def log(self):
         """Writes a row of the steps since the last one."""
@@ -80,8 +92,11 @@ class MetricsLogger(keras.callbacks.Callback):
             return
         row = {
             "step": self.step,
-            "epoch": round(self.step / self.steps_per_epoch, 4),
-            **self._window_means(),
+            "epoch": self.epoch,
+            **{
+                mean.name: float(tf.convert_to_tensor(mean.result()))
+                for mean in self.model.metrics
+            },
             **self._schedules(),
             "images_per_second": round(
                 steps
@@ -91,8 +106,8 @@ class MetricsLogger(keras.callbacks.Callback):
             ),
             "peak_memory_gib": round(peak_memory_bytes() / 2**30, 3),
         }
-        self.write(row)
         self._check(row)
+        self.write(row)
         self._start_window()
 
     def write(self, row):
@@ -110,20 +125,12 @@ class MetricsLogger(keras.callbacks.Callback):
         # epochs (scoring, saving) does not count as training.
         self._window_start = None
 
-    def _window_means(self):
-        values = {}
-        for mean in self.model.metrics:
-            total = float(tf.convert_to_tensor(mean.total))
-            count = float(tf.convert_to_tensor(mean.count))
-            old_total, old_count = self._totals[mean.name]
-            values[mean.name] = (total - old_total) / (count - old_count)
-            self._totals[mean.name] = (total, count)
-        return values
-
     def _schedules(self):
         model, last_step = self.model, self.step - 1
+        # float16's loss scaling wraps the optimiser.
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         learning_rate = getattr(
-            model.optimizer, "_learning_rate", model.optimizer.learning_rate
+            optimizer, "_learning_rate", optimizer.learning_rate
         )
         if callable(learning_rate):
             learning_rate = learning_rate(last_step)
@@ -167,9 +174,9 @@ class KNNMonitor(keras.callbacks.Callback):
         train_set: labelled `ImageSet` that is voted by.
         test_set: labelled `ImageSet` that is scored.
         metrics_logger: `MetricsLogger` that the score goes to.
-        every_epochs: epochs between two scores; the last epoch always gets
-            one.
-        num_epochs: number of epochs of the run.
+        every_epochs: epochs between two scores; the end of the run always
+            gets one.
+        total_steps: number of steps of the run.
         k: number of neighbours.
         temperature: of their weights.
     """
@@ -182,7 +189,7 @@ class KNNMonitor(keras.callbacks.Callback):
         metrics_logger,
         *,
         every_epochs,
-        num_epochs,
+        total_steps,
         k,
         temperature,
     ):
@@ -192,15 +199,14 @@ class KNNMonitor(keras.callbacks.Callback):
         self.test_set = test_set
         self.metrics_logger = metrics_logger
         self.every_epochs = every_epochs
-        self.num_epochs = num_epochs
+        self.total_steps = total_steps
         self.k = min(k, len(train_set.images))
         self.temperature = temperature
 
     def on_epoch_end(self, epoch, logs=None):
-        done = self.metrics_logger.step // self.metrics_logger.steps_per_epoch
-        if self.metrics_logger.step % self.metrics_logger.steps_per_epoch:
-            return  # stopped within the epoch
-        if done % self.every_epochs and done < self.num_epochs:
+        if not _is_due(
+            self.metrics_logger, self.every_epochs, self.total_steps
+        ):
             return
         accuracy = knn.knn_accuracy(
             self.extract(self.train_set.images),
@@ -214,13 +220,13 @@ class KNNMonitor(keras.callbacks.Callback):
         self.metrics_logger.write(
             {
                 "step": self.metrics_logger.step,
-                "epoch": float(done),
+                "epoch": self.metrics_logger.epoch,
                 "knn_accuracy": accuracy,
             }
         )
         logger.info(
-            "epoch %d: k-NN accuracy %.2f %% (k = %d)",
-            done,
+            "epoch %g: k-NN accuracy %.2f %% (k = %d)",
+            self.metrics_logger.epoch,
             100 * accuracy,
             self.k,
         )
@@ -233,9 +239,9 @@ class Saver(keras.callbacks.Callback):
         manager: `tf.train.CheckpointManager` of the run.
         metrics_logger: `MetricsLogger`; knows the step, and gets the last row
             before an early end.
-        every_epochs: epochs between two checkpoints; the last epoch always
-            gets one.
-        num_epochs: number of epochs of the run.
+        every_epochs: epochs between two checkpoints; the end of the run
+            always gets one.
+        total_steps: number of steps of the run.
         should_stop: function of the step; True ends the run after that step.
 
     Raises:
@@ -244,13 +250,13 @@ class Saver(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, manager, metrics_logger, *, every_epochs, num_epochs, should_stop
+        self, manager, metrics_logger, *, every_epochs, total_steps, should_stop
     ):
         super().__init__()
         self.manager = manager
         self.metrics_logger = metrics_logger
         self.every_epochs = every_epochs
-        self.num_epochs = num_epochs
+        self.total_steps = total_steps
         self.should_stop = should_stop
 
     def on_train_batch_end(self, batch, logs=None):
@@ -261,11 +267,7 @@ class Saver(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        step = self.metrics_logger.step
-        done, rest = divmod(step, self.metrics_logger.steps_per_epoch)
-        if rest == 0 and (
-            done % self.every_epochs == 0 or done >= self.num_epochs
-        ):
+        if _is_due(self.metrics_logger, self.every_epochs, self.total_steps):
             self.save()
 
     def save(self):
@@ -292,4 +294,13 @@ class Saver(keras.callbacks.Callback):
 
 def peak_memory_bytes():
     """Peak resident set of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _is_due(metrics_logger, every_epochs, total_steps):
+    """Whether a whole period of epochs, or the run, ends with this step."""
+    epochs, rest = divmod(metrics_logger.step, metrics_logger.steps_per_epoch)
+    return metrics_logger.step == total_steps or (
+        rest == 0 and epochs % every_epochs == 0
+    )

@@ -55,8 +55,7 @@ def make_backbone(
         )
     if stem not in STEMS:
         raise ValueError(
-            f"`stem` must be one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
+            f"`stem` must be one of {', '.join(STEMS)}. Received: stem={stem!r}"
         )
     if width < 1:
         raise ValueError(
@@ -82,7 +81,11 @@ def make_backbone(
 
 
 def make_projector(
-    input_dim, hidden_dim=2048, output_dim=128, batch_norm=True, name="projector"
+    input_dim,
+    hidden_dim=2048,
+    output_dim=128,
+    batch_norm=True,
+    name="projector",
 ):
     """A perceptron with one hidden layer: the paper's g.
 
@@ -107,8 +110,7 @@ def make_projector(
     ):
         if value < 1:
             raise ValueError(
-                f"`{argument}` must be at least 1. "
-                f"Received: {argument}={value}"
+                f"`{argument}` must be at least 1. Received: {argument}={value}"
             )
     inputs = keras.Input((input_dim,), name="inputs")
     x = _dense(hidden_dim, use_bias=not batch_norm, name="hidden")(inputs)
@@ -119,9 +121,7 @@ def make_projector(
     return keras.Model(inputs, x, name=name)
 
 
-def make_predictor(
-    dim=128, hidden_dim=2048, batch_norm=True, name="predictor"
-):
+def make_predictor(dim=128, hidden_dim=2048, batch_norm=True, name="predictor"):
     """A perceptron from embedding to embedding: the paper's q.
 
     Args:

@@ -44,13 +44,10 @@ class MomentumSGD(keras_compat.Optimizer):
         super().__init__(learning_rate, name)
         if not 0 <= momentum < 1:
             raise ValueError(
-                "`momentum` must be in [0, 1). "
-                f"Received: momentum={momentum}"
+                f"`momentum` must be in [0, 1). Received: momentum={momentum}"
             )
         if l2 < 0:
-            raise ValueError(
-                f"`l2` must be at least 0. Received: l2={l2}"
-            )
+            raise ValueError(f"`l2` must be at least 0. Received: l2={l2}")
         self.momentum = momentum
         self.l2 = l2
         self.nesterov = nesterov

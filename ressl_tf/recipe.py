@@ -111,9 +111,7 @@ def make_model(config, durations=None):
         )
     if durations:
         method["alpha"] = schedules.linear_alpha(durations.infonce_warmup)
-    model = ReSSL(
-        backbone, projector, predictor, seed=config["seed"], **method
-    )
+    model = ReSSL(backbone, projector, predictor, seed=config["seed"], **method)
     if durations:
         model.compile(
             make_optimizer(config, durations),

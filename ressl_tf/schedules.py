@@ -36,8 +36,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         if not peak > 0:
             raise ValueError(
-                "`peak` must be a learning rate above 0. "
-                f"Received: peak={peak}"
+                f"`peak` must be a learning rate above 0. Received: peak={peak}"
             )
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(

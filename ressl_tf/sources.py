@@ -206,7 +206,7 @@ def _read_tfds(name, split, image_size, data_dir):
     builder = _tfds_builder(name, data_dir)
     features = builder.info.features
     image = features["image"] if "image" in features else None
-    if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise ValueError(
             "`source` must have a feature 'image' of 8-bit pixels. Received: "
             f"source={source!r}, whose features are {sorted(features)}"
@@ -220,11 +220,16 @@ def _read_tfds(name, split, image_size, data_dir):
     if split == "test" and "test" not in splits and "validation" in splits:
         split = "validation"
     wanted = {key for key in ("image", "label") if key in features}
+    unused = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in features.items()
+        if key not in wanted and isinstance(feature, tfds.features.Image)
+    }
     try:
         dataset = builder.as_dataset(
             split=split,
             shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding(dict.fromkeys(wanted, True)),
+            decoders=unused,
             read_config=tfds.ReadConfig(try_autocache=False),
         )
         num_images = splits[split].num_examples
@@ -234,6 +239,7 @@ def _read_tfds(name, split, image_size, data_dir):
             f"them. Received: split={split!r}, source={source!r} ({error})"
         ) from error
 
+    dataset = dataset.map(lambda element: {k: element[k] for k in wanted})
     if None in image.shape[:2]:
         elements = dataset.as_numpy_iterator()
         chunks = iter(lambda: list(itertools.islice(elements, 256)), [])
@@ -249,15 +255,18 @@ def _read_tfds(name, split, image_size, data_dir):
     position = 0
     with ThreadPoolExecutor() as pool:
         for chunk in chunks:
-            pixels = resize_all(
-                map(_three_channels, chunk["image"]), shape, pool
-            )
+            pixels = chunk["image"]
+            if image_size:
+                rows = map(_three_channels, pixels)
+                pixels = resize_all(rows, shape, pool)
             part = slice(position, position + len(pixels))
-            images[part] = pixels
+            images[part] = pixels[..., :3]  # Broadcasts a gray channel.
             if "label" in chunk:
                 labels[part] = _integer_labels(chunk["label"], source)
             position = part.stop
-    names = getattr(features.get("label"), "names", None)
+    names = None
+    if "label" in features:
+        names = getattr(features["label"], "names", None)
     return _image_set(images, labels, names, source)
 
 
@@ -271,7 +280,7 @@ def _tfds_builder(name, data_dir):
             "`source` must name a data set, configuration and version that "
             "the installed TensorFlow Datasets knows or that is prepared in "
             f"`data_dir`. Received: source='tfds:{name}', "
-            f"data_dir={data_dir!r} ({str(error).splitlines()[0]})"
+            f"data_dir={data_dir!r} ({_first_line(error)})"
         ) from error
     if builder.is_prepared():
         return builder
@@ -285,7 +294,7 @@ def _tfds_builder(name, data_dir):
     try:
         builder.download_and_prepare()
     except Exception as error:  # Network, disk, archive, manual step: any.
-        reason = (str(error).splitlines() or [""])[0]
+        reason = _first_line(error)
         raise ValueError(
             "`source` must be prepared in `data_dir` or be downloadable. "
             f"Received: source='tfds:{name}', data_dir={data_dir!r}, where "
@@ -295,6 +304,10 @@ def _tfds_builder(name, data_dir):
             "'folder:' or 'npz:'."
         ) from error
     return builder
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [""])[0]
 
 
 def _read_folder(path, split, image_size, _):
@@ -328,7 +341,7 @@ def _read_npz(path, split, image_size, _):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, AttributeError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             "`source` must be an .npz archive of plain arrays, as np.savez "
             f"writes it. Received: source={source!r} ({error})"

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from tensorflow import keras
 
@@ -12,10 +13,23 @@ from ressl_tf import data
 from ressl_tf import monitor
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
+from ressl_tf.model import ReSSL
 
 logger = logging.getLogger("ressl_tf")
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+class Run(NamedTuple):
+    """What `train` returns."""
+
+    model: ReSSL
+    step: int  # steps done
+    total_steps: int  # of the recipe
+
+    @property
+    def finished(self):
+        return self.step >= self.total_steps
 
 
 def train(config, workdir, stop_at_step=None):
@@ -32,8 +46,7 @@ def train(config, workdir, stop_at_step=None):
             Defaults to None: to the end of the recipe.
 
     Returns:
-        The trained `ReSSL`. Its `step` is smaller than the recipe's if the
-        run was ended early.
+        A `Run`; it is not `finished` if it was ended early.
 
     Raises:
         ValueError: for a setting that is out of its range, or a folder that
@@ -42,7 +55,7 @@ def train(config, workdir, stop_at_step=None):
     """
     _check(config)
     workdir = Path(workdir)
-    config = workdir_lib.claim(workdir, config)
+    config = workdir_lib.check(workdir, config)
     settings = config["train"]
     keras.utils.set_random_seed(config["seed"])
     keras.mixed_precision.set_global_policy(settings["precision"])
@@ -55,7 +68,9 @@ def train(config, workdir, stop_at_step=None):
     )
     views = recipe.make_views(config)
     model = recipe.make_model(config, durations)
+    labelled = _labelled_sets(config, train_set)
 
+    workdir_lib.claim(workdir, config)
     manager = workdir_lib.checkpoint_manager(
         workdir, model, keep=config["monitor"]["keep_checkpoints"]
     )
@@ -74,7 +89,14 @@ def train(config, workdir, stop_at_step=None):
             return stop_requested() or step == stop_at_step
 
         callbacks = _make_callbacks(
-            config, workdir, model, manager, durations, done, should_stop
+            config,
+            workdir,
+            model,
+            manager,
+            labelled,
+            durations,
+            done,
+            should_stop,
         )
         while done < durations.total and not (
             stop_requested() or (stop_at_step and done >= stop_at_step)
@@ -111,14 +133,13 @@ def train(config, workdir, stop_at_step=None):
             done,
             durations.total,
         )
-    return model
+    return Run(model, done, durations.total)
 
 
 def _make_callbacks(
-    config, workdir, model, manager, durations, done, should_stop
+    config, workdir, model, manager, labelled, durations, done, should_stop
 ):
     settings = config["monitor"]
-    num_epochs = durations.total // durations.epoch
     metrics_logger = monitor.MetricsLogger(
         workdir,
         log_every=settings["log_every_steps"],
@@ -127,7 +148,6 @@ def _make_callbacks(
         first_step=done,
     )
     callbacks = [metrics_logger]
-    labelled = _labelled_sets(config) if settings["eval_every_epochs"] else None
     if labelled:
         callbacks.append(
             monitor.KNNMonitor(
@@ -135,7 +155,7 @@ def _make_callbacks(
                 *labelled,
                 metrics_logger,
                 every_epochs=settings["eval_every_epochs"],
-                num_epochs=num_epochs,
+                total_steps=durations.total,
                 k=settings["knn_neighbours"],
                 temperature=settings["knn_temperature"],
             )
@@ -145,20 +165,21 @@ def _make_callbacks(
             manager,
             metrics_logger,
             every_epochs=settings["checkpoint_every_epochs"],
-            num_epochs=num_epochs,
+            total_steps=durations.total,
             should_stop=should_stop,
         )
     )
     return callbacks
 
 
-def _labelled_sets(config):
-    """(train, test) for the k-NN score, or None where there are no labels."""
+def _labelled_sets(config, train_set):
+    """(train, test) for the k-NN score, or None if there is to be none."""
+    if not config["monitor"]["eval_every_epochs"]:
+        return None
     try:
-        sets = [
-            data.load(split=split, **_source(config))
-            for split in ("train", "test")
-        ]
+        if config["data"]["split"] != "train":
+            train_set = data.load(split="train", **_source(config))
+        sets = (train_set, data.load(split="test", **_source(config)))
         for image_set in sets:
             data.require_labels(image_set, config["data"]["source"])
     except ValueError as error:
@@ -180,12 +201,24 @@ def _check(config):
             f"`train.precision` must be one of {', '.join(PRECISIONS)}. "
             f"Received: train.precision={precision!r}"
         )
-    for key in ("log_every_steps", "checkpoint_every_epochs"):
-        if config["monitor"][key] < 1:
+    monitor_settings = config["monitor"]
+    for key, lowest in (
+        ("log_every_steps", 1),
+        ("eval_every_epochs", 0),
+        ("knn_neighbours", 1),
+        ("checkpoint_every_epochs", 1),
+        ("keep_checkpoints", 1),
+    ):
+        if monitor_settings[key] < lowest:
             raise ValueError(
-                f"`monitor.{key}` must be at least 1. "
-                f"Received: monitor.{key}={config['monitor'][key]}"
+                f"`monitor.{key}` must be at least {lowest}. "
+                f"Received: monitor.{key}={monitor_settings[key]}"
             )
+    if not monitor_settings["knn_temperature"] > 0:
+        raise ValueError(
+            "`monitor.knn_temperature` must be above 0. Received: "
+            f"monitor.knn_temperature={monitor_settings['knn_temperature']}"
+        )
 
 
 def _check_sizes(config, num_images):

@@ -1,11 +1,11 @@
 """The folder of a run: what lies where, written and read in one place.
 
-    config.json      the resolved recipe
-    metrics.jsonl    one object per logging step
-    checkpoints/     `tf.train.Checkpoint`s; the last ones are kept
-    tensorboard/     the same scalars as metrics.jsonl
-    export/NAME/1/   SavedModel
-    eval/            results of the evaluation tools, pictures
+config.json      the resolved recipe
+metrics.jsonl    one object per logging step
+checkpoints/     `tf.train.Checkpoint`s; the last ones are kept
+tensorboard/     the same scalars as metrics.jsonl
+export/NAME/1/   SavedModel
+eval/            results of the evaluation tools, pictures
 """
 
 import json
@@ -16,23 +16,28 @@ from pathlib import Path
 import tensorflow as tf
 
 
-def claim(workdir, config):
-    """Makes `workdir` the folder of a run of `config`, or checks that it is.
+def check(workdir, config):
+    """Checks that `workdir` may be the folder of a run of `config`.
 
     Args:
-        workdir: path; made if it is missing.
+        workdir: path; need not exist.
         config: the recipe as a nested dict.
 
     Returns:
         The recipe as it is stored: with JSON's types.
 
     Raises:
-        ValueError: if the folder belongs to a run of another recipe; names
-            the settings that differ.
+        ValueError: if the path is a file, or the folder belongs to a run of
+            another recipe; names the settings that differ.
     """
+    workdir = Path(workdir)
     config = json.loads(json.dumps(config))
-    path = Path(workdir) / "config.json"
-    if path.exists():
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(
+            "`workdir` must be a folder, or nothing yet. "
+            f"Received: workdir={str(workdir)!r}, which is a file"
+        )
+    if (workdir / "config.json").exists():
         stored = read_config(workdir)
         differences = _differences(stored, config)
         if differences:
@@ -45,7 +50,20 @@ def claim(workdir, config):
                     for key, old, new in differences
                 )
             )
-    else:
+    return config
+
+
+def claim(workdir, config):
+    """Makes `workdir`, made if it is missing, the folder of a run of `config`.
+
+    To be called when everything else about the run is known to be right: a
+    folder is claimed for one recipe.
+
+    Returns, raises: as `check`.
+    """
+    config = check(workdir, config)
+    path = Path(workdir) / "config.json"
+    if not path.exists():
         write_json(path, config)
     return config
 
@@ -67,12 +85,12 @@ def read_config(workdir):
 
 def write_json(path, value):
     """Writes JSON so that a reader never sees half of it."""
+    text = json.dumps(value, indent=2)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(text + "\n")
     os.chmod(temporary, 0o644)  # mkstemp's file is for its owner alone
     os.replace(temporary, path)
 

@@ -3,65 +3,168 @@
 0 done, 2 the user's mistake (one line), 1 anything else.
 """
 
-import logging
+import ast
+import contextlib
+import logging as python_logging
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from absl import app
 from absl import flags
+from absl import logging
+from ml_collections import config_flags
 
 # Before TensorFlow loads: its own start-up messages say nothing to a user.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# --help of a tool lists its own flags: let it own those defined below.
+flags.disclaim_key_flags()
+
+logger = python_logging.getLogger("ressl_tf")
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(main):
-    """Runs `main(argv)` under absl; a ValueError is the user's mistake."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    """Runs `main()` under absl; a ValueError of ours is the user's mistake."""
 
     def wrapped(argv):
+        if len(argv) > 1:
+            fail(
+                "Only flags are taken, as --name=value. "
+                f"Received: {' '.join(argv[1:])}"
+            )
+        _set_up_messages()
+        _import_tensorflow()
+        from ressl_tf import monitor
+
         try:
-            main(argv)
+            main()
         except ValueError as error:
             if not _is_ours(error):
                 raise
             fail(error)
+        except monitor.NotFiniteError as error:
+            fail(error, code=1)
 
     app.run(wrapped, flags_parser=_parse)
 
 
-def fail(message):
-    """Prints the mistake in one line and exits 2."""
+def define_config_flags(config=None, workdir=None):
+    """The flags of who trains; both are required without a default.
+
+    Args:
+        config: default path of a recipe.
+        workdir: default folder of the run.
+    """
+    config_flags.DEFINE_config_file(
+        "config",
+        config,
+        "Recipe: a file of configs/, overridden by --config.x.y=z; "
+        "FILE:quick is a form of it that takes seconds.",
+    )
+    flags.DEFINE_string("workdir", workdir, "Folder of the run.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def define_subject_flags():
+    """The flags that say what is evaluated and on what."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of a run; or an export (DIR/export/NAME); or a .keras file.",
+        required=True,
+    )
+    flags.DEFINE_enum(
+        "branch",
+        None,
+        ["student", "teacher"],
+        "Which network of a run; default: the student.",
+    )
+    flags.DEFINE_string(
+        "source", None, "Labelled images; default: those of the pre-training."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "For tfds: sources; default: the pre-training's."
+    )
+
+
+def open_subject():
+    """The `Subject` that `define_subject_flags`' flags name."""
+    from ressl_tf.evaluation import subject
+
+    values = flags.FLAGS
+    return subject.open_subject(
+        values.workdir, values.branch, values.source, values.data_dir
+    )
+
+
+def fail(message, code=2):
+    """Prints the mistake in one line and exits."""
     line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
-def refuse_positional(argv):
-    """A flag without its dashes is a mistake, not something to ignore."""
-    if len(argv) > 1:
-        raise ValueError(
-            "Only flags are taken, as --name=value. "
-            f"Received: {' '.join(argv[1:])}"
-        )
+def _set_up_messages():
+    """Ours one line each; of the libraries' only warnings, one line each."""
+    logging.set_verbosity(logging.WARNING)
+    handler = python_logging.StreamHandler()
+    handler.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(python_logging.INFO)
+    logger.propagate = False
+
+    def show_warning(message, category, *args, **kwargs):
+        logger.warning("%s", str(message).strip().partition("\n")[0])
+
+    warnings.showwarning = show_warning
+
+
+def _import_tensorflow():
+    """Loads TensorFlow without what it says before its log level applies."""
+    sys.stderr.flush()
+    with contextlib.ExitStack() as stack:
+        null = stack.enter_context(open(os.devnull, "w"))
+        stderr = os.dup(2)
+        stack.callback(os.close, stderr)
+        os.dup2(null.fileno(), 2)
+        stack.callback(os.dup2, stderr, 2)
+        from tensorflow import keras
+
+        dir(keras)  # `tensorflow.keras` loads on first use
 
 
 def _is_ours(error):
     """Whether this project raised it: one of a library's is a bug."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    root = Path(__file__).resolve().parent.parent
-    return raised_in.resolve().parent in (
-        root / "tools",
-        root / "configs",
-        *(path.parent for path in (root / "ressl_tf").rglob("*.py")),
-    )
+    folders = [ROOT / folder for folder in ("ressl_tf", "configs", "tools")]
+    return any(folder in raised_in.resolve().parents for folder in folders)
 
 
 def _parse(argv):
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        fail(error)
+        rest = flags.FLAGS(argv)
+        if getattr(flags.FLAGS, "config", None) is not None:
+            # A file that could not be read says so when it is first used.
+            flags.FLAGS.config.to_dict()
+        return rest
+    except SystemExit:  # --help; absl's exit code is that of a mistake
+        sys.exit(0)
+    except OSError as error:
+        reason = str(error).splitlines()[-1].rpartition("failure to load: ")
+        fail(f"`--config` must name a recipe's file: {reason[2].strip()}")
+    except (AttributeError, KeyError) as error:
+        message = str(error.args[0])
+        if message.startswith("'\\'"):  # ml_collections quotes its own
+            message = ast.literal_eval(message)
+        fail(f"No such setting in the recipe: {message}")
+    except (flags.Error, TypeError, ValueError) as error:
+        # One raised in a recipe's file arrives with its traceback as text.
+        message = str(error).strip()
+        if "Traceback" in message:
+            message = message.splitlines()[-1].partition(": ")[2]
+        fail(message)

@@ -303,14 +303,14 @@ class _Grid:
 
     def write_class(self, row, name):
         text = textwrap.fill(
-            name.replace("_", " "), 13, max_lines=4, placeholder=" ..."
+            name.replace("_", " "), 14, max_lines=4, placeholder=" ..."
         )
         self._write(
             self.left - 14,
             self._y(row) + self.cell / 2,
             text,
             ha="right",
-            fontsize=12,
+            fontsize=11,
         )
 
     def write_similarity(self, row, column, similarity):
@@ -359,7 +359,7 @@ class _Grid:
         for spine in axes.spines.values():
             spine.set_visible(is_right is not None)
             spine.set_color(RIGHT_COLOR if is_right else WRONG_COLOR)
-            spine.set_linewidth(1.2 if is_right else 3.6)
+            spine.set_linewidth(1.44 if is_right else 3.6)
 
     def _x(self, column):
         x = self.left + column * (self.cell + self.gap)

@@ -1,0 +1,29 @@
+"""Before TensorFlow starts: two logical CPU devices, fewer messages."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Each test starts from the same seed and in float32."""
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_global_policy("float32")
+    yield
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def two_replicas():
+    """A MirroredStrategy over two logical CPU devices."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

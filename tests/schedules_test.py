@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ressl_tf import schedules
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        (0, 0.0),
+        (1, 0.05),
+        (9, 0.45),
+        (10, 0.5),  # the end of the warm-up is the start of the cosine
+        (35, 0.25 * (1 + math.cos(math.pi / 4))),
+        (60, 0.25),
+        (109, 0.25 * (1 + math.cos(math.pi * 0.99))),
+        (110, 0.0),
+        (111, 0.0),
+        (500, 0.0),
+    ],
+)
+def test_warmup_cosine(step, expected):
+    schedule = schedules.WarmupCosine(0.5, total_steps=110, warmup_steps=10)
+    np.testing.assert_allclose(schedule(step), expected, atol=1e-7)
+    np.testing.assert_allclose(
+        tf.function(schedule)(tf.constant(step, tf.int64)), expected, atol=1e-7
+    )
+
+
+def test_warmup_cosine_without_warmup_starts_at_the_peak():
+    schedule = schedules.WarmupCosine(0.5, total_steps=10)
+    np.testing.assert_allclose(schedule(0), 0.5)
+
+
+def test_warmup_cosine_round_trip():
+    schedule = schedules.WarmupCosine(0.5, total_steps=110, warmup_steps=10)
+    again = schedules.WarmupCosine.from_config(schedule.get_config())
+    np.testing.assert_array_equal(again(7), schedule(7))
+    np.testing.assert_array_equal(again(70), schedule(70))
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        (0, 0.996),
+        (25, 1 - 0.004 * (math.cos(math.pi / 4) + 1) / 2),
+        (50, 0.998),
+        (99, 1 - 0.004 * (math.cos(math.pi * 0.99) + 1) / 2),
+        (100, 1.0),
+        (101, 1.0),
+    ],
+)
+def test_cosine_momentum(step, expected):
+    momentum = schedules.cosine_momentum(0.996, total_steps=100)
+    np.testing.assert_allclose(momentum(step), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "warmup_steps, step, expected",
+    [(4, 0, 0.0), (4, 1, 0.25), (4, 3, 0.75), (4, 4, 1.0), (4, 5, 1.0)]
+    + [(0, 0, 1.0), (0, 9, 1.0)],
+)
+def test_linear_alpha(warmup_steps, step, expected):
+    alpha = schedules.linear_alpha(warmup_steps)
+    np.testing.assert_allclose(alpha(step), expected)
+
+
+def test_scaled_learning_rate():
+    assert schedules.scaled_learning_rate(0.06, 256) == pytest.approx(0.06)
+    assert schedules.scaled_learning_rate(0.06, 1024) == pytest.approx(0.24)
+
+
+def test_duration_in_steps():
+    def steps(**kwargs):
+        return schedules.duration_in_steps(
+            "warmup", steps_per_epoch=195, **kwargs
+        )
+
+    assert steps(epochs=10, steps=None) == 1950
+    assert steps(epochs=0.5, steps=None) == 98
+    assert steps(epochs=None, steps=7) == 7
+    assert steps(epochs=0, steps=None) == 0
+    for both in ({"epochs": 1, "steps": 1}, {"epochs": None, "steps": None}):
+        with pytest.raises(ValueError, match="`warmup_epochs` or `warmup_ste"):
+            steps(**both)
+    with pytest.raises(ValueError, match="at least 0. Received: -1"):
+        steps(epochs=-1, steps=None)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: schedules.WarmupCosine(0.0, 10), "Received: peak=0.0"),
+        (lambda: schedules.WarmupCosine(1.0, 10, 10), "warmup_steps=10"),
+        (lambda: schedules.WarmupCosine(1.0, 10, -1), "warmup_steps=-1"),
+        (lambda: schedules.cosine_momentum(1.1, 10), "initial=1.1"),
+        (lambda: schedules.cosine_momentum(0.9, 0), "total_steps=0"),
+        (lambda: schedules.linear_alpha(-1), "warmup_steps=-1"),
+    ],
+)
+def test_bad_values(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

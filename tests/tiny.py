@@ -1,0 +1,106 @@
+"""The smallest run there is: what the tests of training and export share."""
+
+import numpy as np
+import tensorflow as tf
+
+from configs import photos
+from ressl_tf import networks
+from ressl_tf import recipe
+from ressl_tf import train
+
+NUM_IMAGES = 64
+NUM_TEST_IMAGES = 24
+NUM_CLASSES = 4
+IMAGE_SIZE = 16
+BATCH_SIZE = 16
+STEPS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
+
+
+def write_images(folder, labelled=True):
+    """Writes noisy images of 4 brightnesses; returns the source's name."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", NUM_IMAGES), ("test", NUM_TEST_IMAGES)):
+        labels = np.arange(count) % NUM_CLASSES
+        noise = generator.integers(0, 128, (count, IMAGE_SIZE, IMAGE_SIZE, 3))
+        images = noise + 40 * labels[:, None, None, None]
+        arrays[f"x_{split}"] = images.astype(np.uint8)
+        if labelled:
+            arrays[f"y_{split}"] = labels
+    path = folder / "images.npz"
+    np.savez(path, **arrays)
+    return f"npz:{path}"
+
+
+SETTINGS = {
+    "data.image_size": IMAGE_SIZE,
+    "backbone.stem": "small",
+    "method.queue_size": 40,
+    "train.batch_size": BATCH_SIZE,
+    "train.epochs": 3.0,
+    "monitor.log_every_steps": 2,
+    "monitor.eval_every_epochs": 0,
+    "monitor.knn_neighbours": 5,
+}
+
+
+def make_config(source, changes=None, backbone="tiny"):
+    """The quick form of the photos recipe, smaller still.
+
+    Args:
+        source: as in `data.load`.
+        changes: {"train.epochs": 2.0, ...}.
+        backbone: "tiny" needs `lighten`.
+
+    Returns:
+        A nested dict.
+    """
+    config = photos.get_config("quick").to_dict()
+    config["data"]["source"] = source
+    config["backbone"]["name"] = backbone
+    for key, value in {**SETTINGS, **(changes or {})}.items():
+        *folders, name = key.split(".")
+        part = config
+        for folder in folders:
+            part = part[folder]
+        if name not in part:
+            raise KeyError(key)
+        part[name] = value
+    return config
+
+
+class PlainView:
+    """A view that compiles in no time: noise of its own seed, normalised."""
+
+    def __init__(self, strength):
+        self.strength = strength
+
+    def apply(self, images, seed):
+        images = tf.cast(images, tf.float32) / 127.5 - 1.0
+        noise = tf.random.stateless_normal(tf.shape(images), seed)
+        return images + self.strength * noise
+
+
+def lighten(monkeypatch):
+    """Adds the backbone "tiny" and replaces the views by plain ones."""
+    monkeypatch.setitem(networks.RESNETS, "tiny", ("basic", (1, 1)))
+    monkeypatch.setattr(
+        recipe,
+        "make_views",
+        lambda config: {"student": PlainView(0.5), "teacher": PlainView(0.1)},
+    )
+
+
+def make_run(folder, changes=None):
+    """A finished run in folder/run; `lighten` comes first."""
+    source = write_images(folder)
+    workdir = folder / "run"
+    changes = {"train.epochs": 1.0, **(changes or {})}
+    return workdir, train.train(make_config(source, changes), workdir)
+
+
+def random_images(count):
+    """uint8 (count, H, W, 3) that no run has seen."""
+    return np.random.default_rng(5).integers(
+        0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8
+    )
