@@ -307,7 +307,7 @@ def test_not_finite(
     reader = tf.train.load_checkpoint(latest)
     checked = 0
     for name in reader.get_variable_to_shape_map():
-        tensor = reader.get_tensor(name)
+        tensor = np.asarray(reader.get_tensor(name))
         if tensor.dtype == np.float32:
             assert np.all(np.isfinite(tensor)), name
             checked += 1

@@ -1,0 +1,215 @@
+"""Tests of what becomes of a recipe."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from tensorflow import keras
+
+from configs import photos
+from ressl_tf import optimizers
+from ressl_tf import recipe
+from ressl_tf import schedules
+
+
+@pytest.fixture
+def light(monkeypatch):
+    tiny.lighten(monkeypatch)
+
+
+def quick_config():
+    return photos.get_config("quick").to_dict()
+
+
+@pytest.mark.core
+def test_durations_are_steps():
+    config = quick_config()
+    config["train"].update(epochs=2.5, warmup_epochs=0.5)
+    config["method"]["infonce_warmup_epochs"] = 1.25
+    durations = recipe.make_durations(config, 40)
+    assert durations == recipe.Durations(40, 100, 20, 50)
+    assert (durations.epoch, durations.total) == (40, 100)
+    assert (durations.warmup, durations.infonce_warmup) == (20, 50)
+
+
+@pytest.mark.parametrize(
+    "part, name, value, message",
+    [
+        ("train", "epochs", 0.0, "`train.epochs` must be above 0.*epochs=0.0"),
+        ("train", "epochs", -1.0, "`train.epochs` must be above 0.*=-1.0"),
+        ("train", "warmup_epochs", -1.0, "`warmup_epochs` .*at least 0.*-1.0"),
+        ("method", "infonce_warmup_epochs", -2.0, "`infonce_warmup_.*: -2.0"),
+    ],
+)
+def test_wrong_durations(part, name, value, message):
+    config = quick_config()
+    config[part][name] = value
+    with pytest.raises(ValueError, match=message):
+        recipe.make_durations(config, 40)
+
+
+@pytest.mark.core
+def test_settings_reach_the_model(light):
+    config = tiny.make_config(
+        "photos",
+        {
+            "projector.hidden_dim": 24,
+            "projector.output_dim": 12,
+            "predictor.hidden_dim": 20,
+            "method.queue_size": 33,
+            "method.student_temperature": 0.2,
+            "method.teacher_temperature": 0.05,
+            "method.infonce_temperature": 0.3,
+            "method.teacher_momentum": 0.9,
+            "method.infonce_warmup_epochs": 2.0,
+            "train.jit_compile": False,
+        },
+    )
+    durations = recipe.make_durations(config, 10)
+    model = recipe.make_model(config, durations)
+    assert model.student.backbone.input_shape == (None, 16, 16, 3)
+    assert model.student.backbone.output_shape == (None, 8)  # width 4, 2 stages
+    assert model.student.projector.output_shape == (None, 12)
+    widths = [
+        network.get_layer("hidden").units
+        for network in (model.student.projector, model.predictor)
+    ]
+    assert widths == [24, 20]
+    assert tuple(model.queue.keys.shape) == (33, 12)
+    assert model.student_temperature == 0.2
+    assert model.teacher_temperature == 0.05
+    assert model.infonce_temperature == 0.3
+    np.testing.assert_allclose(model.teacher_momentum(7), 0.9)
+    np.testing.assert_allclose(
+        [model.alpha(t) for t in (0, 5, 20)], [0, 0.25, 1]
+    )
+    assert isinstance(model.optimizer, optimizers.MomentumSGD)
+
+
+def test_without_predictor_and_with_cosine_momentum(light):
+    config = tiny.make_config(
+        "photos",
+        {
+            "predictor.enabled": False,
+            "method.teacher_momentum": 0.9,
+            "method.teacher_momentum_cosine": True,
+        },
+    )
+    model = recipe.make_model(config, recipe.make_durations(config, 10))
+    assert model.predictor is None
+    np.testing.assert_allclose(
+        [model.teacher_momentum(t) for t in (0, 15, 30)], [0.9, 0.95, 1.0]
+    )
+
+
+def test_a_model_that_is_only_loaded_has_no_optimizer(light):
+    config = tiny.make_config("photos", {"method.infonce_warmup_epochs": 2.0})
+    before = json.dumps(config)
+    model = recipe.make_model(config)
+    assert getattr(model, "optimizer", None) is None
+    assert json.dumps(config) == before  # popping is done on copies
+
+
+def test_the_seed_decides_the_weights(light):
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        models.append(recipe.make_model({**tiny.make_config("x"), "seed": 3}))
+    for a, b in zip(models[0].variables, models[1].variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = recipe.make_model({**tiny.make_config("x"), "seed": 4})
+    assert np.any(other.queue.keys != models[0].queue.keys)
+
+
+@pytest.mark.core
+def test_optimizer():
+    config = quick_config()
+    config["train"]["batch_size"] = 64
+    config["optimizer"].update(base_learning_rate=0.4, momentum=0.8, l2=0.01)
+    durations = recipe.Durations(10, 100, 20, 0)
+    optimizer = recipe.make_optimizer(config, durations)
+    assert (optimizer.momentum, optimizer.l2) == (0.8, 0.01)
+    schedule = getattr(optimizer, "_learning_rate", None)
+    assert isinstance(schedule, schedules.WarmupCosine)
+    # 0.4 for 256 images is 0.1 for 64.
+    np.testing.assert_allclose(
+        [schedule(step) for step in (0, 10, 20, 60, 100)],
+        [0.0, 0.05, 0.1, 0.05, 0.0],
+        atol=1e-8,
+    )
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("backbone", "widht"),
+        ("projector", "dim"),
+        ("predictor", "dims"),
+        ("method", "queue_sise"),
+        ("optimizer", "decay"),
+    ],
+)
+def test_a_typo_fails_by_its_name(light, part, name):
+    config = tiny.make_config("photos")
+    config[part][name] = 1
+    with pytest.raises((TypeError, ValueError), match=name):
+        recipe.make_model(config, recipe.make_durations(config, 10))
+
+
+@pytest.mark.core
+def test_encoder_normalises_and_shares_the_backbone():
+    images = keras.Input((4, 4, 3))
+    features = keras.layers.GlobalAveragePooling2D()(images)
+    features = keras.layers.Dense(5, name="dense")(features)
+    backbone = keras.Model(images, features)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    config = {"data": {"image_size": 4, "mean": mean, "std": std}}
+    encoder = recipe.make_encoder(config, backbone)
+    assert encoder.input_shape == (None, 4, 4, 3)
+    assert encoder.output_shape == (None, 5)
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 4, 4, 3))
+    pixels = pixels.astype(np.float32)
+    for _ in range(2):
+        kernel, bias = backbone.get_layer("dense").get_weights()
+        pooled = ((pixels / 255 - mean) / std).mean(axis=(1, 2))
+        np.testing.assert_allclose(
+            encoder(pixels), pooled @ kernel + bias, rtol=1e-4, atol=1e-5
+        )
+        backbone.get_layer("dense").set_weights([kernel + 1, bias - 1])
+
+
+def test_encoder_is_float32_under_mixed_precision(light):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    config = tiny.make_config("photos")
+    model = recipe.make_model(config)
+    encoder = recipe.make_encoder(config, model.student.backbone)
+    images = tiny.random_images(4).astype(np.float32)
+    assert model.student.backbone(images).dtype == "bfloat16"
+    features = encoder(images)
+    assert features.dtype == "float32"
+    keras.mixed_precision.set_global_policy("float32")
+    # The normalisation must not round 0-255 to 8 bits.
+    normalised = encoder.get_layer("normalize")(images)
+    mean, std = (
+        np.array(config["data"]["mean"]),
+        np.array(config["data"]["std"]),
+    )
+    expected = (images / 255 - mean) / std
+    np.testing.assert_allclose(normalised, expected, atol=1e-5)
+
+
+def test_views_get_their_own_settings():
+    config = quick_config()
+    config["data"]["image_size"] = 24
+    config["views"]["student"]["min_area"] = 0.1
+    config["views"]["teacher"]["min_area"] = 0.3
+    views = recipe.make_views(config)
+    assert set(views) == {"student", "teacher"}
+    for role, area, jitter in (("student", 0.1, 0.8), ("teacher", 0.3, 0.0)):
+        view = views[role]
+        assert view.name == f"{role}_view"
+        assert (view.size, view.min_area) == (24, area)
+        assert view.jitter == jitter
+        assert tuple(view.mean) == config["data"]["mean"]
+        assert tuple(view.std) == config["data"]["std"]
