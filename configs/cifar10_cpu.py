@@ -1,6 +1,17 @@
 """CIFAR-10 on two CPU cores: a quarter of the width, 15 epochs.
 
-python -m tools.pretrain --config=configs/cifar10_cpu.py --workdir=DIR
+    python -m tools.pretrain --config=configs/cifar10_cpu.py --workdir=DIR
+    python -m tools.linear_probe --workdir=DIR
+
+Not in the paper: its recipe needs 200 epochs of a network 16 times the cost.
+Where the paper leaves a choice open, or its choice is for a long run, this
+recipe takes what measured best at 3 epochs (k-NN accuracy, one seed each):
+
+    no predictor, no batch norm in the projector                    40.2 %
+    the same, twice the learning rate                               40.6 %
+    the same, InfoNCE warm-up over a third of the run               43.0 %
+    predictor, batch norm in both, twice the learning rate          38.6 %
+    predictor, no batch norm in either, InfoNCE warm-up             collapsed
 """
 
 from configs import cifar10
@@ -12,6 +23,9 @@ def get_config(arg=None):
     config = cifar10.get_config()
 
     config.backbone.width = 16  # the paper's ResNet-18 has 64
+    config.projector.batch_norm = False  # as in the paper's earlier version
+    config.predictor.enabled = False
+    config.method.infonce_warmup_epochs = 5.0  # in 15 epochs it pays
     config.train.epochs = 15.0  # the paper: 200
     config.train.warmup_epochs = 1.0
     config.monitor.eval_every_epochs = 5

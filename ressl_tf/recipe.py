@@ -14,6 +14,7 @@ is looked up where that function documents it and a typo fails by its name:
     monitor    how often to log, to save and to score
 """
 
+import logging
 from typing import NamedTuple
 
 from tensorflow import keras
@@ -22,6 +23,8 @@ from ressl_tf import networks
 from ressl_tf import optimizers
 from ressl_tf import schedules
 from ressl_tf.model import ReSSL
+
+logger = logging.getLogger("ressl_tf")
 
 
 class Durations(NamedTuple):
@@ -62,6 +65,14 @@ def make_durations(config, steps_per_epoch):
         raise ValueError(
             "`train.epochs` must be above 0. "
             f"Received: train.epochs={train['epochs']}"
+        )
+    if train["warmup_epochs"] >= train["epochs"]:
+        logger.warning(
+            "The learning rate rises to the run's very end: "
+            "`train.warmup_epochs` (%g) is not smaller than `train.epochs` "
+            "(%g). Lower it for a short run that is to learn something.",
+            train["warmup_epochs"],
+            train["epochs"],
         )
 
     def steps(name, epochs):

@@ -21,7 +21,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         afterwards:           peak * (1 + cos(pi * progress)) / 2,
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    At `total_steps` and beyond the value is 0.
+    At `total_steps` and beyond the value is 0. A run that is shorter than its
+    warm-up ends within the rise.
 
     Args:
         peak: highest learning rate, above 0.
@@ -38,13 +39,15 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(
                 f"`peak` must be a learning rate above 0. Received: peak={peak}"
             )
-        if not 0 <= warmup_steps < total_steps:
-            raise ValueError(
-                "`warmup_steps` must be at least 0 and smaller than "
-                "`total_steps`: shorten the warm-up or train longer. "
-                f"Received: warmup_steps={warmup_steps}, "
-                f"total_steps={total_steps}"
-            )
+        for name, value, lowest in (
+            ("total_steps", total_steps, 1),
+            ("warmup_steps", warmup_steps, 0),
+        ):
+            if value < lowest:
+                raise ValueError(
+                    f"`{name}` must be at least {lowest}. "
+                    f"Received: {name}={value}"
+                )
         self.peak = float(peak)
         self.total_steps = int(total_steps)
         self.warmup_steps = int(warmup_steps)
@@ -52,8 +55,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         step = tf.cast(step, tf.float32)
         warmup = step / max(self.warmup_steps, 1)
-        progress = (step - self.warmup_steps) / (
-            self.total_steps - self.warmup_steps
+        progress = (step - self.warmup_steps) / max(
+            self.total_steps - self.warmup_steps, 1
         )
         cosine = (1.0 + tf.cos(math.pi * tf.minimum(progress, 1.0))) / 2.0
         return self.peak * tf.where(step < self.warmup_steps, warmup, cosine)

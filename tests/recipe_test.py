@@ -49,6 +49,19 @@ def test_wrong_durations(part, name, value, message):
         recipe.make_durations(config, 40)
 
 
+@pytest.mark.parametrize("warmup_epochs, warned", [(1.9, False), (2.0, True)])
+def test_a_warmup_as_long_as_the_run_is_warned_of(
+    caplog, warmup_epochs, warned
+):
+    config = quick_config()
+    config["train"].update(epochs=2.0, warmup_epochs=warmup_epochs)
+    assert recipe.make_durations(config, 10).warmup == 10 * warmup_epochs
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warned
+    if warned:
+        assert "`train.warmup_epochs` (2) is not smaller than" in messages[0]
+
+
 @pytest.mark.core
 def test_settings_reach_the_model(light):
     config = tiny.make_config(

@@ -36,6 +36,14 @@ def test_warmup_cosine_without_warmup_starts_at_the_peak():
     np.testing.assert_allclose(schedule(0), 0.5)
 
 
+@pytest.mark.parametrize(
+    "step, expected", [(0, 0.0), (5, 0.25), (9, 0.45), (10, 0.5)]
+)
+def test_a_run_may_end_within_its_warmup(step, expected):
+    schedule = schedules.WarmupCosine(0.5, total_steps=6, warmup_steps=10)
+    np.testing.assert_allclose(schedule(step), expected, atol=1e-7)
+
+
 def test_warmup_cosine_round_trip():
     schedule = schedules.WarmupCosine(0.5, total_steps=110, warmup_steps=10)
     again = schedules.WarmupCosine.from_config(schedule.get_config())
@@ -95,7 +103,7 @@ def test_duration_in_steps():
     "make, message",
     [
         (lambda: schedules.WarmupCosine(0.0, 10), "Received: peak=0.0"),
-        (lambda: schedules.WarmupCosine(1.0, 10, 10), "warmup_steps=10"),
+        (lambda: schedules.WarmupCosine(1.0, 0), "total_steps=0"),
         (lambda: schedules.WarmupCosine(1.0, 10, -1), "warmup_steps=-1"),
         (lambda: schedules.cosine_momentum(1.1, 10), "initial=1.1"),
         (lambda: schedules.cosine_momentum(0.9, 0), "total_steps=0"),

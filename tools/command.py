@@ -67,7 +67,10 @@ def define_config_flags(config=None, workdir=None):
         "FILE:quick is a form of it that takes seconds.",
     )
     flags.DEFINE_string("workdir", workdir, "Folder of the run.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    if config is None:
+        flags.mark_flag_as_required("config")
+    if workdir is None:
+        flags.mark_flag_as_required("workdir")
 
 
 def define_subject_flags():

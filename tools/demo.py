@@ -35,12 +35,12 @@ def main():
         config, recipe.make_model(config).student.backbone
     )
     images = [subject.train_set.images, subject.test_set.images]
-    trained = [features.extract_features(subject.encoder, x) for x in images]
+    extract_trained = features.FeatureExtractor(subject.encoder)
+    extract_untrained = features.FeatureExtractor(untrained)
+    trained = [extract_trained(x) for x in images]
     rows = {
         "raw pixels": [features.raw_pixels(x) for x in images],
-        "untrained network": [
-            features.extract_features(untrained, x) for x in images
-        ],
+        "untrained network": [extract_untrained(x) for x in images],
         "ReSSL, trained": trained,
     }
     scores = {name: score(subject, *pair) for name, pair in rows.items()}

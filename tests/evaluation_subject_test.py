@@ -1,0 +1,152 @@
+"""Tests of what is evaluated, on what, and where the result goes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from ressl_tf import export
+from ressl_tf.evaluation import subject as subject_lib
+
+KERAS_FILE = "export/encoder/1/assets.extra/encoder.keras"
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    tiny.lighten(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run with the student exported as "encoder", the teacher as "slow"."""
+    folder = tmp_path_factory.mktemp("subject")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiny.lighten(monkeypatch)
+        workdir, _ = tiny.make_run(folder, {"method.teacher_momentum": 0.5})
+        export.export(workdir)
+        export.export(workdir, name="slow", branch="teacher")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def source(exported):
+    return json.loads((exported / "config.json").read_text())["data"]["source"]
+
+
+@pytest.mark.core
+def test_run_export_and_keras_file_give_the_same_features(exported, source):
+    results = []
+    for path in ("", "export/encoder", "export/encoder/1", KERAS_FILE):
+        given = source if path == KERAS_FILE else None
+        subject = subject_lib.open_subject(exported / path, source=given)
+        assert subject.branch == "student"
+        assert subject.source == source
+        assert subject.num_classes == tiny.NUM_CLASSES
+        assert len(subject.train_set.images) == tiny.NUM_IMAGES
+        assert len(subject.test_set.images) == tiny.NUM_TEST_IMAGES
+        results.append(subject.extract())
+    train, train_labels, test, test_labels = results[0]
+    assert train.shape == (64, 8) and test.shape == (24, 8)
+    assert np.abs(train).mean() > 0.1
+    np.testing.assert_array_equal(train_labels, np.arange(64) % 4)
+    np.testing.assert_array_equal(test_labels, np.arange(24) % 4)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.core
+def test_branches(exported):
+    def features(path, branch):
+        subject = subject_lib.open_subject(exported / path, branch)
+        return subject.branch, subject.extract()[2]
+
+    student = features("", None)
+    teacher = features("", "teacher")
+    assert (student[0], teacher[0]) == ("student", "teacher")
+    assert np.abs(student[1] - teacher[1]).mean() > 1e-3
+    for branch in (None, "teacher"):
+        found = features("export/slow", branch)
+        assert found[0] == "teacher"
+        np.testing.assert_allclose(found[1], teacher[1], atol=1e-5)
+    for path, branch, has in (
+        ("export/slow", "student", "teacher"),
+        ("export/encoder/1", "teacher", "student"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=f"what was exported, '{has}'.*Received: branch='{branch}'",
+        ):
+            subject_lib.open_subject(exported / path, branch)
+
+
+@pytest.mark.parametrize(
+    "path, folder",
+    [
+        ("", "eval"),
+        ("export/encoder", "export/encoder/eval"),
+        ("export/encoder/1", "export/encoder/eval"),
+        (KERAS_FILE, "export/encoder/1/assets.extra/eval"),
+    ],
+)
+def test_where_results_go(exported, path, folder):
+    assert subject_lib.result_folder(exported / path) == exported / folder
+
+
+def test_results_stand_beside_each_other(exported, source, tmp_path):
+    shutil.copytree(exported, tmp_path / "run")
+    path = tmp_path / "run"
+    for branch, accuracy in ((None, 0.5), ("teacher", 0.25)):
+        subject = subject_lib.open_subject(path, branch)
+        subject.write("knn", {"accuracy": accuracy})
+    names = sorted(p.name for p in (path / "eval").iterdir())
+    assert names == ["knn.json", "knn_teacher.json"]
+    common = {
+        "path": str(path),
+        "source": source,
+        "train_images": 64,
+        "test_images": 24,
+    }
+    student, teacher = (
+        json.loads((path / "eval" / name).read_text()) for name in names
+    )
+    assert student == {**common, "branch": "student", "accuracy": 0.5}
+    assert teacher == {**common, "branch": "teacher", "accuracy": 0.25}
+
+
+def test_another_source(exported, tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {
+        "x_train": generator.integers(0, 256, (9, 20, 20, 3), dtype=np.uint8),
+        "y_train": np.arange(9) % 3,
+        "x_test": generator.integers(0, 256, (6, 20, 20, 3), dtype=np.uint8),
+        "y_test": np.arange(6) % 3,
+    }
+    np.savez(tmp_path / "other.npz", **arrays)
+    source = f"npz:{tmp_path}/other.npz"
+    for path in (exported, exported / "export" / "encoder"):
+        subject = subject_lib.open_subject(path, source=source)
+        assert subject.source == source and subject.num_classes == 3
+        # Brought to the size that the encoder takes.
+        assert subject.train_set.images.shape == (9, 16, 16, 3)
+
+
+def test_errors(exported, tmp_path):
+    with pytest.raises(ValueError, match="`source` must be given: a .keras"):
+        subject_lib.open_subject(exported / KERAS_FILE)
+    with pytest.raises(ValueError, match="`path` must be the folder of a run"):
+        subject_lib.open_subject(tmp_path)
+    with pytest.raises(ValueError, match="`branch` must be one of.*'ema'"):
+        subject_lib.open_subject(exported, "ema")
+    with pytest.raises(ValueError, match="`source` must be 'photos'.*'no'"):
+        subject_lib.open_subject(exported, source="no")
+    unlabelled = tiny.write_images(tmp_path, labelled=False)
+    with pytest.raises(ValueError, match="labelled to be probed, but 64 of"):
+        subject_lib.open_subject(exported, source=unlabelled)
+    shutil.copytree(exported / "export" / "encoder", tmp_path / "bare")
+    Path(tmp_path / "bare/1/assets.extra/model_card.json").unlink()
+    with pytest.raises(ValueError, match="has no assets.extra/model_card.json"):
+        subject_lib.open_subject(tmp_path / "bare")

@@ -1,0 +1,315 @@
+"""Tests of the commands, each in a process of its own as users run them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from ressl_tf import workdir as workdir_lib
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = "--config=configs/photos.py:quick"
+EPOCHS = 30
+TOTAL = EPOCHS * tiny.STEPS_PER_EPOCH
+
+
+def start(tool, *flags):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tools.{tool}", *map(str, flags)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Exit code, stdout and the lines of stderr, which are all ours."""
+    stdout, stderr = process.communicate(timeout=300)
+    lines = stderr.splitlines()
+    for line in lines:
+        assert line.startswith(("INFO: ", "WARNING: ", "error: ")), stderr
+    return process.returncode, stdout, lines
+
+
+def call(tool, *flags):
+    return finish(start(tool, *flags))
+
+
+def settings(source):
+    """The flags of a run of 120 steps."""
+    changes = {
+        **tiny.SETTINGS,
+        "data.source": source,
+        "train.epochs": float(EPOCHS),
+        "train.warmup_epochs": 2.0,
+        "method.infonce_warmup_epochs": 20.0,
+        "method.teacher_momentum_cosine": True,
+        "monitor.eval_every_epochs": 20,
+    }
+    return [PHOTOS, *(f"--config.{k}={v}" for k, v in changes.items())]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """The folder of a run that nobody interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    code, stdout, lines = call(
+        "pretrain", *settings(source), f"--workdir={workdir}"
+    )
+    assert code == 0, lines
+    # One line an epoch, then two of result; nothing else, and no warning.
+    assert stdout.count("Epoch ") == EPOCHS
+    assert f"\ndone: {workdir}\nstep {TOTAL}, epoch {EPOCHS}, loss " in stdout
+    assert len(lines) == 2
+    assert lines[0].startswith("INFO: epoch 20: k-NN accuracy ")
+    assert lines[1].startswith("INFO: epoch 30: k-NN accuracy ")
+    return workdir
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        rows = workdir_lib.read_metrics(workdir)
+        if rows and rows[-1]["step"] >= step:
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no step {step}: {process.communicate()}")
+
+
+def checkpoint_values(workdir):
+    latest = tf.train.latest_checkpoint(workdir / "checkpoints")
+    reader = tf.train.load_checkpoint(latest)
+    return {
+        name: np.asarray(reader.get_tensor(name))
+        for name in reader.get_variable_to_shape_map()
+        # How often was saved, and the file's own table of contents.
+        if not name.startswith(("save_counter", "_CHECKPOINTABLE"))
+    }
+
+
+@pytest.mark.slow
+def test_ended_and_killed_and_continued_is_as_never_interrupted(
+    source, whole, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = ("pretrain", *settings(source), f"--workdir={workdir}")
+    process = start(*command)
+    wait_for_step(process, workdir, 10)
+    process.send_signal(signal.SIGTERM)
+    code, stdout, lines = finish(process)
+    assert code == 1
+    assert lines[0] == "WARNING: stopping after this step (signal 15)"
+    step = workdir_lib.read_metrics(workdir)[-1]["step"]
+    assert 10 <= step < TOTAL
+    expected = f"stopped at step {step} of {TOTAL}; the same command continues"
+    assert lines[1:] == [f"WARNING: {expected}"]
+
+    process = start(*command)
+    wait_for_step(process, workdir, step + 20)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = tf.train.latest_checkpoint(workdir / "checkpoints")
+    saved = int(saved.rpartition("-")[2])
+    assert step < saved < TOTAL and saved % tiny.STEPS_PER_EPOCH == 0
+
+    code, stdout, lines = call(*command)
+    assert code == 0
+    assert lines[0] == f"INFO: resuming from step {saved}"
+    assert f"Epoch {saved // tiny.STEPS_PER_EPOCH + 1}/{EPOCHS}" in stdout
+    values, expected = checkpoint_values(workdir), checkpoint_values(whole)
+    assert set(values) == set(expected) and len(values) > 200
+    for name, value in expected.items():
+        np.testing.assert_array_equal(values[name], value, err_msg=name)
+
+    rows = [r for r in workdir_lib.read_metrics(workdir) if "loss" in r]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(range(2, TOTAL + 1, 2)) | {step})
+    losses = {row["step"]: row["loss"] for row in rows}
+    for row in workdir_lib.read_metrics(whole):
+        if "loss" in row and row["step"] not in (step, step + step % 2):
+            assert losses[row["step"]] == row["loss"]
+
+
+def test_evaluation_and_export(whole, tmp_path):
+    code, stdout, lines = call("knn", f"--workdir={whole}")
+    assert (code, lines) == (0, [])
+    result = json.loads((whole / "eval" / "knn.json").read_text())
+    assert result["k"] == tiny.NUM_IMAGES and result["temperature"] == 0.1
+    assert (result["branch"], result["test_images"]) == ("student", 24)
+    percent = 100 * result["accuracy"]
+    assert f"k-NN accuracy: {percent:.2f} % (k = 64)\n" in stdout
+
+    code, stdout, lines = call(
+        "linear_probe",
+        f"--workdir={whole}",
+        "--branch=teacher",
+        "--epochs=3",
+        "--learning_rate=0.1",
+    )
+    assert code == 0, lines
+    result = json.loads(
+        (whole / "eval" / "linear_probe_teacher.json").read_text()
+    )
+    assert result["branch"] == "teacher"
+    for solver in ("sgd", "lbfgs"):
+        numbers = result[solver]
+        assert set(numbers) == {"accuracy", "train_accuracy", "train_loss"}
+        expected = f"({solver}): {100 * numbers['accuracy']:.2f} % (train "
+        assert expected in stdout
+
+    code, stdout, lines = call("export", f"--workdir={whole}", "--name=net")
+    path = whole / "export" / "net" / "1"
+    assert (code, stdout, lines) == (0, f"{path}\n", [])
+    assert (path / "saved_model.pb").is_file()
+    code, _, lines = call("knn", f"--workdir={path.parent}", "--k=7")
+    assert (code, lines) == (0, [])
+    result = json.loads((path.parent / "eval" / "knn.json").read_text())
+    assert result["k"] == 7 and result["path"] == str(path.parent)
+
+
+def assert_mistake(result, *parts):
+    code, stdout, lines = result
+    assert (code, len(lines), stdout) == (2, 1, ""), lines
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_mistakes_are_one_line(source, whole, tmp_path):
+    nowhere = f"--workdir={tmp_path}/nowhere"
+    assert_mistake(call("knn", nowhere), "`path` must be", f"{tmp_path}/nowh")
+    assert_mistake(call("export", nowhere), "`workdir` must be the folder")
+    assert_mistake(
+        call("linear_probe", nowhere, "--solvers=sgd,svm"),
+        "`solvers` must be sgd, lbfgs",
+        "Received: solvers=sgd,svm",
+    )
+    assert_mistake(
+        call(
+            "pretrain",
+            *settings(source),
+            f"--workdir={whole}",
+            "--config.method.queue_size=41",
+        ),
+        "holds a run of another config",
+        "method.queue_size was 40 and now is 41",
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        ([], ["--config must have a value", "--workdir must have a value"]),
+        (["--workdir=x"], ["--config must have a value"]),
+        ([PHOTOS], ["--workdir must have a value"]),
+        (
+            ["--config=configs/no.py", "--workdir=x"],
+            ["recipe", "configs/no.py"],
+        ),
+        (["--config=configs", "--workdir=x"], ["recipe's file", "'configs'"]),
+        (
+            ["--config=configs/photos.py:quik", "--workdir=x"],
+            ["'quick', as in configs/photos.py:quick", "Received: 'quik'"],
+        ),
+        (
+            [PHOTOS, "--workdir=x", "--config.method.queue_sise=1"],
+            ["No such setting in the recipe: 'queue_sise'", '"queue_size"'],
+        ),
+        (
+            [PHOTOS, "--workdir=x", "--config.no.a=1"],
+            ["No such setting", "'no'"],
+        ),
+        (
+            [PHOTOS, "--workdir=x", "--config.method.queue_size=1.5"],
+            ["--config.method.queue_size=1.5"],
+        ),
+        (
+            [PHOTOS, "--workdir=x", "--config.train.epochs=many"],
+            ["--config.train.epochs=many"],
+        ),
+        ([PHOTOS, "--workdir=x", "--nope=1"], ["Unknown command line flag 'n"]),
+        ([PHOTOS, "--workdir=x", "stray"], ["Only flags", "Received: stray"]),
+    ],
+)
+def test_mistakes_in_flags_are_one_line(flags, parts):
+    assert_mistake(call("pretrain", *flags), *parts)
+
+
+@pytest.mark.parametrize(
+    "tool, flags",
+    [
+        ("pretrain", ["config", "workdir"]),
+        ("demo", ["config", "workdir"]),
+        ("export", ["workdir", "name", "branch"]),
+        (
+            "knn",
+            ["workdir", "branch", "source", "data_dir", "k", "temperature"],
+        ),
+        ("linear_probe", ["workdir", "branch", "source", "solvers", "epochs"]),
+    ],
+)
+def test_help(tool, flags):
+    code, stdout, lines = call(tool, "--help")
+    assert (code, lines) == (0, [])
+    assert f"python -m tools.{tool}" in stdout
+    for flag in flags:
+        assert f"--{flag}:" in stdout or f"--[no]{flag}:" in stdout
+
+
+def test_a_diverged_run_is_one_line(source, tmp_path):
+    code, _, lines = call(
+        "pretrain",
+        *settings(source),
+        f"--workdir={tmp_path}/run",
+        "--config.optimizer.base_learning_rate=1e30",
+        "--config.train.warmup_epochs=0.0",
+    )
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("error: The loss is nan at step 2. Lower `opti")
+
+
+@pytest.mark.slow
+def test_demo(source, tmp_path):
+    workdir = tmp_path / "demo"
+    flags = [
+        *settings(source),
+        "--config.train.epochs=2",
+        "--config.train.warmup_epochs=0",
+    ]
+    code, stdout, lines = call("demo", *flags, f"--workdir={workdir}")
+    assert code == 0, lines
+    names = {path.name for path in (workdir / "eval").iterdir()}
+    assert names == {"curves.png", "demo.json", "neighbours.png"}
+    scores = json.loads((workdir / "eval" / "demo.json").read_text())
+    assert list(scores) == ["raw pixels", "untrained network", "ReSSL, trained"]
+    for name, score in scores.items():
+        row = (
+            f"{name:<20}{100 * score['knn']:>8.1f}{100 * score['linear']:>8.1f}"
+        )
+        assert row in stdout
+    assert (workdir / "export" / "encoder" / "1" / "saved_model.pb").is_file()
+    # Again: nothing to train, another export.
+    code, stdout, lines = call("demo", *flags, f"--workdir={workdir}")
+    assert code == 0 and "Epoch" not in stdout
+    assert "encoder/2" in stdout
