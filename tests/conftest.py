@@ -23,7 +23,11 @@ def fresh_state():
     keras.backend.clear_session()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def two_replicas():
-    """A MirroredStrategy over two logical CPU devices."""
+    """A MirroredStrategy over two logical CPU devices.
+
+    One for all tests: a second one in the same process counts its collective
+    operations from the start again, and TensorFlow takes them for the first's.
+    """
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
