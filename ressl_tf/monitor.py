@@ -17,8 +17,10 @@ from ressl_tf.evaluation import knn
 logger = logging.getLogger("ressl_tf")
 
 # `embedding_std` is about 1 for embeddings spread over the sphere and 0 when
-# all are alike. Fresh networks may start low, hence the patience in windows.
+# all are alike; a target whose entropy is that of a uniform one, log K, teaches
+# nothing. Fresh networks may start so, hence the patience in windows.
 COLLAPSED_STD = 0.1
+UNIFORM_TARGET = 0.99
 COLLAPSE_PATIENCE = 3
 
 
@@ -148,18 +150,27 @@ class MetricsLogger(keras.callbacks.Callback):
                 "`train.warmup_epochs`, and continue in a new folder; the "
                 "last good checkpoint is kept."
             )
-        if row["embedding_std"] >= COLLAPSED_STD:
+        uniformity = row["target_entropy"] / math.log(
+            max(self.model.queue.size, 2)
+        )
+        if (
+            row["embedding_std"] >= COLLAPSED_STD
+            and uniformity <= UNIFORM_TARGET
+        ):
             self._collapsed_windows = 0
             return
         self._collapsed_windows += 1
         if self._collapsed_windows == COLLAPSE_PATIENCE:
             logger.warning(
-                "The embeddings have collapsed: their deviation is %.3f of "
-                "what it should be at step %d. Lower "
-                "`method.teacher_temperature` (%g; the student's is %g), use "
-                "the predictor, or a weaker teacher view.",
-                row["embedding_std"],
+                "The embeddings have collapsed: at step %d their deviation is "
+                "%.3f of what it should be, and the target has %.1f %% of a "
+                "uniform one's entropy. Lower `method.teacher_temperature` "
+                "(%g; the student's is %g), use batch normalisation in the "
+                "heads, the predictor, InfoNCE warm-up, or a weaker teacher "
+                "view.",
                 row["step"],
+                row["embedding_std"],
+                100 * uniformity,
                 self.model.teacher_temperature,
                 self.model.student_temperature,
             )

@@ -1,6 +1,7 @@
 """Tests of the callbacks, driven by hand: no training here."""
 
 import logging
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+import ressl_tf
 from ressl_tf import data
 from ressl_tf import model as model_lib
 from ressl_tf import monitor
@@ -29,6 +31,7 @@ class FakeModel:
         self.optimizer = optimizer or optimizers.make_optimizer(
             "sgd", schedules.WarmupCosine(0.5, 20, 4)
         )
+        self.queue = ressl_tf.KeyQueue(100, 2)
         self.alpha = schedules.linear_alpha(8)
         self.teacher_momentum = schedules.cosine_momentum(0.9, 20)
         self.variables = [tf.Variable([1.0, 2.0], name="w")]
@@ -209,7 +212,19 @@ def test_collapse_is_warned_of(tmp_path, caplog, deviations, warnings):
         assert "the predictor" in message
     if warnings:
         assert f"is {deviations[0]:.3f} of" in messages[0]
-        assert "at step 3." in messages[0]
+        assert "at step 3 " in messages[0]
+
+
+@pytest.mark.parametrize("share, warnings", [(0.9899, 0), (0.9901, 1)])
+def test_a_uniform_target_is_warned_of(tmp_path, caplog, share, warnings):
+    logger = make_logger(tmp_path, log_every=1)
+    entropy = share * math.log(100)  # of a queue of 100 keys
+    with caplog.at_level(logging.WARNING, "ressl_tf"):
+        run([logger], FakeModel(), [{"target_entropy": entropy}] * 4)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warnings
+    for message in messages:
+        assert "has 99.0 % of a uniform one's entropy" in message
 
 
 class FakeManager:
