@@ -11,7 +11,8 @@ recipe takes what measured best at 3 epochs (k-NN accuracy, one seed each):
     the same, twice the learning rate                               40.6 %
     the same, InfoNCE warm-up over a third of the run               43.0 %
     predictor, batch norm in both, twice the learning rate          38.6 %
-    predictor, no batch norm in either, InfoNCE warm-up             collapsed
+    predictor, no batch norm in either, InfoNCE warm-up          collapsed by
+                                                          step 100: stopped
 """
 
 from configs import cifar10
