@@ -8,8 +8,8 @@ Where the paper leaves a choice open, or its choice is for a long run, this
 recipe takes what measured best at 3 epochs (k-NN accuracy, one seed each):
 
     no predictor, no batch norm in the projector                    40.2 %
-    the same, twice the learning rate                               40.6 %
-    the same, InfoNCE warm-up over a third of the run               43.0 %
+    the first, at twice the learning rate                           40.6 %
+    the first, with InfoNCE warm-up over a third of the run         43.0 %
     predictor, batch norm in both, twice the learning rate          38.6 %
     predictor, no batch norm in either, InfoNCE warm-up          collapsed by
                                                           step 100: stopped
