@@ -13,6 +13,11 @@ recipe takes what measured best at 3 epochs (k-NN accuracy, one seed each):
     predictor, batch norm in both, twice the learning rate          38.6 %
     predictor, no batch norm in either, InfoNCE warm-up          collapsed by
                                                           step 100: stopped
+
+Each with --config.train.epochs=3 --config.train.warmup_epochs=0.5
+--config.monitor.eval_every_epochs=3 --config.method.infonce_warmup_epochs=0 (or
+1), --config.optimizer.base_learning_rate=0.06 (or 0.12),
+--config.predictor.enabled and --config.{projector,predictor}.batch_norm.
 """
 
 from configs import cifar10

@@ -29,7 +29,8 @@ def update_variables(update, targets, sources):
 
     For variables that are not aggregated because every replica computes the
     same new value (the teacher's). In replica context a mirrored variable
-    refuses `assign`, so the update goes through the strategy.
+    refuses `assign`, so the update goes through the strategy. To be called
+    in replica context, as from a train step.
 
     Args:
         update: function of (target, source) that assigns to the target.
@@ -44,9 +45,7 @@ def update_variables(update, targets, sources):
             )
 
     context = tf.distribute.get_replica_context()
-    if context is None:
-        update_all(tf.distribute.get_strategy())
-    elif context.num_replicas_in_sync == 1:
+    if context.num_replicas_in_sync == 1:
         for target, source in zip(targets, sources, strict=True):
             update(target, source)
     else:

@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import reference
@@ -417,7 +419,5 @@ def test_compile_refuses_a_loss():
 
 
 def test_train_step_is_one_page():
-    source = model_lib.ReSSL.train_step
-    import inspect
-
-    assert len(inspect.getsource(source).splitlines()) <= 65
+    source = inspect.getsource(model_lib.ReSSL.train_step)
+    assert len(source.splitlines()) <= 65
