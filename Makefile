@@ -1,5 +1,8 @@
-# Everything happens in .venv, which is made on the first call and reused.
+# Everything happens in .venv (and for the two other stacks in .venv-keras2 and
+# .venv-addons), made on the first call and reused.
 PYTHON ?= python3
+# TensorFlow 2.15, and so Addons, needs Python 3.10 or 3.11.
+PYTHON_ADDONS ?= $(PYTHON)
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -7,7 +10,7 @@ DEMO ?= runs/demo
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-keras2 test-addons lint clean
 
 demo: $(INSTALLED)
 	$(RUN) -m tools.demo --workdir=$(DEMO)
@@ -17,6 +20,13 @@ test: $(INSTALLED) lint
 
 test-fast: $(INSTALLED)
 	$(RUN) -m pytest -m "not slow"
+
+# What has to work on Keras 2, and on TensorFlow 2.15 with Addons.
+test-keras2: $(VENV)-keras2/.installed
+	TF_USE_LEGACY_KERAS=1 $(VENV)-keras2/bin/python -m pytest -m core
+
+test-addons: $(VENV)-addons/.installed
+	$(VENV)-addons/bin/python -m pytest -m core
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check
@@ -30,5 +40,12 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(RUN) -m pip install --quiet --editable ".[test]"
 	touch $@
 
+$(VENV)-keras2/.installed $(VENV)-addons/.installed: \
+		$(VENV)-%/.installed: setup.cfg pyproject.toml
+	$(if $(filter addons,$*),$(PYTHON_ADDONS),$(PYTHON)) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --editable ".[test,$*]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs *.egg-info
+	rm -rf $(VENV) $(VENV)-keras2 $(VENV)-addons runs *.egg-info

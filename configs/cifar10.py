@@ -7,6 +7,8 @@ InfoNCE warm-up: 90.76 %. Not measured by this project: on two CPU cores it
 would take some days. `cifar10_cpu.py` is what was measured.
 """
 
+from ml_collections import config_dict
+
 from configs import common
 
 
@@ -50,6 +52,9 @@ def get_config(arg=None):
         teacher_momentum=0.99,
         teacher_momentum_cosine=False,
         allow_flat_target=False,
+        # Groups of the batch with batch statistics of their own: None with
+        # the predictor, 8 without.
+        bn_splits=config_dict.placeholder(int),
     )
 
     config.optimizer = dict(

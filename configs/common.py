@@ -12,6 +12,9 @@ def get_config():
     config.data.source = "photos"
     config.data.data_dir = ""  # where tensorflow-datasets keeps its files
     config.data.split = "train"
+    # True reads TFRecord shards while training, for what memory cannot hold.
+    config.data.stream = False
+    config.data.lanes = 8  # then: parts of a batch that read their own shards
     config.data.image_size = 32
 
     config.views = ConfigDict()
@@ -21,6 +24,8 @@ def get_config():
     config.train = ConfigDict()
     config.train.precision = "float32"  # or mixed_bfloat16, mixed_float16
     config.train.jit_compile = False
+    # Steps between two visits of the host: for TPU, where each costs time.
+    config.train.steps_per_execution = 1
 
     config.monitor = ConfigDict()
     config.monitor.log_every_steps = 50

@@ -7,6 +7,7 @@ each: `losses`, `schedules`, `key_queue`, `networks`, `optimizers`, `augment`
 
 from ressl_tf import losses
 from ressl_tf import schedules
+from ressl_tf.batch_norm import convert_batch_norm
 from ressl_tf.export import load_encoder
 from ressl_tf.key_queue import KeyQueue
 from ressl_tf.model import ReSSL
@@ -20,6 +21,7 @@ __all__ = [
     "KeyQueue",
     "ReSSL",
     "__version__",
+    "convert_batch_norm",
     "load_encoder",
     "losses",
     "make_backbone",

@@ -455,12 +455,15 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         for key, value in options.items():
             setattr(self, key, tuple(value) if key in _TUPLES else value)
 
-    def sample(self, images, seed):
+    def sample(self, images, seed, rows=None):
         """Draws what `augment_images` then applies.
 
         Args:
             images: (B, H, W, 3); only the shape is used.
             seed: (2,) int32 or int64, any values.
+            rows: None, or (first, batch_size), two ints: the images are the
+                rows from `first` on of a larger batch, and get what these
+                rows get where the whole batch is given.
 
         Returns:
             A dict of tensors with leading dimension B: `box` (B, 4) int32,
@@ -468,7 +471,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             parameters of those that have any.
         """
         _check_images(images)
-        batch_size, height, width, _ = tf.unstack(tf.shape(images))
+        num_images, height, width, _ = tf.unstack(tf.shape(images))
+        first, batch_size = (0, num_images) if rows is None else rows
 
         def uniform(stream, low, high):
             values = _uniform(seed, stream, [batch_size]) * (high - low) + low
@@ -481,7 +485,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             return uniform(stream, max(0.0, 1.0 - strength), 1.0 + strength)
 
         order = _uniform(seed, "jitter_order", [batch_size]) * len(_ORDERS)
-        return {
+        drawn = {
             "box": sample_crop_boxes(
                 seed, batch_size, height, width, self.min_area, self.max_area
             ),
@@ -497,6 +501,9 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             "blur_sigma": uniform("blur_sigma", *self.blur_sigma),
             "solarize": happens("solarize", self.solarize),
         }
+        if rows is None:
+            return drawn
+        return {k: v[first : first + num_images] for k, v in drawn.items()}
 
     def augment_images(self, images, transformations, **kwargs):
         """Applies what `sample` drew.
@@ -540,26 +547,32 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             images = _where(drawn["solarize"], inverted, images)
         return (images - self.mean) / self.std
 
-    def apply(self, images, seed):
+    def apply(self, images, seed, rows=None):
         """Draws and augments, compiled.
 
         Args:
             images: (B, H, W, 3) in 0-255, any integer or float type.
             seed: (2,) int32 or int64, any values.
+            rows: as in `sample`. The result has the same bits as those rows
+                of the whole batch's result, if there are at least two images:
+                one alone is compiled to other instructions, and may differ in
+                the last bits.
 
         Returns:
-            (B, size, size, 3) float32, normalised: a function of images, seed
-            and the layer's options, eagerly and inside `Dataset.map` alike.
+            (B, size, size, 3) float32, normalised: a function of images, seed,
+            rows and the layer's options, eagerly and inside `Dataset.map`
+            alike.
         """
         # As tensors: a seed of Python numbers would compile once per value.
         images, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(seed)
-        return self._compiled_distort(*self._compiled_crop(images, seed))
+        crops, drawn = self._compiled_crop(images, seed, rows)
+        return self._compiled_distort(crops, drawn)
 
     # Compiled apart: in one piece XLA computes the crop anew for every place
     # that reads it, which doubles the time.
     @tf.function(jit_compile=True)
-    def _compiled_crop(self, images, seed):
-        drawn = self.sample(images, seed)
+    def _compiled_crop(self, images, seed, rows):
+        drawn = self.sample(images, seed, rows)
         return self._crop(images, drawn), drawn
 
     @tf.function(jit_compile=True)

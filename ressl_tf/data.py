@@ -1,8 +1,15 @@
 """The training pipeline: batches of views as a pure function of the step."""
 
-import numpy as np
 import tensorflow as tf
 
+from ressl_tf import data_service
+from ressl_tf.readers import MemoryReader
+from ressl_tf.readers import ShardReader
+from ressl_tf.readers import check_integer
+from ressl_tf.readers import fold_in
+from ressl_tf.readers import open_reader
+from ressl_tf.readers import steps_per_epoch
+from ressl_tf.readers import stream_key
 from ressl_tf.sources import SOURCES
 from ressl_tf.sources import ImageSet
 from ressl_tf.sources import load
@@ -11,30 +18,54 @@ from ressl_tf.sources import require_labels
 __all__ = [
     "SOURCES",
     "ImageSet",
+    "MemoryReader",
+    "ShardReader",
+    "distribute_train_dataset",
     "load",
     "make_train_dataset",
+    "open_reader",
     "require_labels",
     "steps_per_epoch",
 ]
 
-# Pinned: the default algorithm of stateless draws depends on the device.
-_ALGORITHM = "philox"
-_ORDER_STREAM, _VIEW_STREAM = 0, 1
+_VIEW_STREAM = 1
 
 
-def steps_per_epoch(num_images, batch_size):
-    """Number of whole batches in an epoch; the rest of the images is dropped.
+def distribute_train_dataset(strategy, images, **arguments):
+    """Batches of views for the replicas of a strategy, without end.
+
+    Whatever the strategy, the batches of the replicas, one behind the other,
+    are the batch that one replica would get.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+        images: as in `make_train_dataset`.
+        **arguments: as in `make_train_dataset`; `worker`, `num_workers` and
+            `replicas_per_worker` are the strategy's.
+
+    Returns:
+        A `tf.data.Dataset` of whole batches if the strategy has one replica,
+        else a distributed data set, each element of which holds one part of
+        the batch for every replica of this worker.
 
     Raises:
-        ValueError: `batch_size` is below 1 or above `num_images`.
+        ValueError: as `make_train_dataset`.
     """
-    if not 1 <= batch_size <= num_images:
-        raise ValueError(
-            "`batch_size` must be from 1 to the number of images "
-            f"({num_images}). Received: batch_size={batch_size!r}. Give a "
-            "smaller batch or more images."
+    if strategy.num_replicas_in_sync == 1:
+        return make_train_dataset(images, **arguments)
+    reader = _to_reader(images)
+
+    def make_worker_dataset(context):
+        num_workers = context.num_input_pipelines
+        return make_train_dataset(
+            reader,
+            worker=context.input_pipeline_id,
+            num_workers=num_workers,
+            replicas_per_worker=context.num_replicas_in_sync // num_workers,
+            **arguments,
         )
-    return num_images // batch_size
+
+    return strategy.distribute_datasets_from_function(make_worker_dataset)
 
 
 def make_train_dataset(
@@ -45,90 +76,100 @@ def make_train_dataset(
     teacher_views,
     seed,
     start_step=0,
+    worker=0,
+    num_workers=1,
+    replicas_per_worker=1,
+    service=None,
     num_parallel_calls=tf.data.AUTOTUNE,
 ):
     """Batches of views for training, without end.
 
-    The batch of step t depends on `seed` and t alone: epoch
-    t // steps_per_epoch visits the images in its own permutation, and view
-    number v (student views first) gets a seed made of (seed, v, t). A run
-    resumed with `start_step` therefore sees what the uninterrupted one would
-    have seen, and no image is decoded or augmented to get there.
+    The batch of step t depends on `seed` and t alone: each epoch has its own
+    order (see `readers`), and view number v (student views first) gets a seed
+    made of (seed, v, t). A run resumed with `start_step`, or on another number
+    of workers, therefore sees what the uninterrupted one would have seen, and
+    no image is decoded or augmented to get there.
 
     Args:
-        images: uint8 [N, H, W, 3]; one copy is kept in host memory.
+        images: a reader (see `readers`), or uint8 [N, H, W, 3], of which one
+            copy is kept in host memory.
         batch_size: B, images per step over all replicas.
         student_views: objects whose `apply(images, seed)` maps a uint8
             [B, H, W, 3] tensor and an int64 [2] seed to float32 [B, S, S, 3],
-            drawing nothing but from the seed.
+            drawing nothing but from the seed. For several workers it is
+            called with `rows=(first, B)` too: the images are then the rows
+            from `first` on of a batch of B, and get what they would get in it
+            (`augment.View.apply`).
         teacher_views: the same.
         seed: integer; another seed gives other orders and other views.
         start_step: step of the first batch.
+        worker: number of this worker, w, from 0.
+        num_workers: W; worker w reads, decodes and augments the rows w B / W
+            to (w + 1) B / W of each batch, and no other.
+        replicas_per_worker: R; these rows come as R elements a step.
+        service: "grpc://HOST:PORT" of a tf.data service that makes the
+            batches, the same ones in the same order; None for this process.
         num_parallel_calls: batches made at once; changes no batch.
 
     Returns:
         An infinite `tf.data.Dataset` of
-        {"student": (views...), "teacher": (views...)}.
+        {"student": (views...), "teacher": (views...)}, each float32
+        [B / W / R, S, S, 3], a static shape.
 
     Raises:
-        ValueError: `images` is no uint8 [N, H, W, 3] array, no views, or
-            `batch_size`, `start_step` or `seed` is out of range.
+        ValueError: `images` is no uint8 [N, H, W, 3] array, no views or views
+            of no static shape, `batch_size`, `start_step`, `seed` or `worker`
+            is out of range, `batch_size` is not divisible by the number of
+            replicas, or `service` is not there or would be sent too much.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            "`images` must be uint8 [N, H, W, 3]. Received: images of "
-            f"{images.dtype} {images.shape}"
-        )
-    num_steps = steps_per_epoch(len(images), batch_size)
-    _check_integer("start_step", start_step, 0)
-    _check_integer("seed", seed, -(2**63))
+    reader = _to_reader(images)
+    steps_per_epoch(reader.num_images, batch_size)
+    check_integer("start_step", start_step, 0)
+    check_integer("seed", seed, -(2**63))
+    _check_replicas(batch_size, worker, num_workers, replicas_per_worker)
     student_views = _check_views("student_views", student_views)
     teacher_views = _check_views("teacher_views", teacher_views)
+    if service is not None:
+        service = data_service.connect(service)
+        _check_graph_size(reader, service, num_workers)
 
-    # An eager tensor, so that the functions below capture it rather than
-    # write it into their graphs; on the host, where tf.data runs.
-    with tf.device("/CPU:0"):
-        pixels = tf.constant(images)
-        order_seed = tf.constant([seed, _ORDER_STREAM], tf.int64)
-        view_seed = tf.constant([seed, _VIEW_STREAM], tf.int64)
-    first_epoch, skipped = divmod(start_step, num_steps)
+    view_key = stream_key(seed, _VIEW_STREAM)
+    own = batch_size // num_workers
+    part = {} if num_workers == 1 else {"rows": (worker * own, batch_size)}
 
-    def epoch_batches(epoch):
-        draws = tf.random.stateless_uniform(
-            [len(images)],
-            seed=_fold_in(order_seed, epoch),
-            minval=None,
-            maxval=None,
-            dtype=tf.int64,
-            alg=_ALGORITHM,
-        )
-        order = tf.argsort(draws, stable=True)[: num_steps * batch_size]
-        batches = tf.reshape(order, [num_steps, batch_size])
-        steps = epoch * num_steps + tf.range(num_steps, dtype=tf.int64)
-        start = tf.where(epoch == first_epoch, skipped, 0)
-        return tf.data.Dataset.from_tensor_slices(
-            (steps[start:], batches[start:])
-        )
-
-    def make_batch(step, indices):
-        batch = tf.gather(pixels, indices)
+    def make_batch(step, what):
+        batch = reader.load(what)
         results = []
         for number, view in enumerate(student_views + teacher_views):
-            key = _fold_in(view_seed, tf.constant(number, tf.int64))
-            result = view.apply(batch, _fold_in(key, step))
-            results.append(tf.ensure_shape(result, [batch_size, None, None, 3]))
-        return {
+            key = fold_in(view_key, tf.constant(number, tf.int64))
+            results.append(view.apply(batch, fold_in(key, step), **part))
+        return step, {
             "student": tuple(results[: len(student_views)]),
             "teacher": tuple(results[len(student_views) :]),
         }
 
-    last_epoch = (2**63 - 1) // num_steps - 1
-    dataset = tf.data.Dataset.range(first_epoch, last_epoch)
-    dataset = dataset.flat_map(epoch_batches)
-    dataset = dataset.map(
-        make_batch, num_parallel_calls=num_parallel_calls, deterministic=True
+    def make_batches(steps):
+        return steps.map(
+            make_batch,
+            num_parallel_calls=num_parallel_calls,
+            deterministic=True,
+        )
+
+    steps = reader.steps(
+        batch_size,
+        seed=seed,
+        start_step=start_step,
+        worker=worker,
+        num_workers=num_workers,
     )
+    if service is None:
+        dataset = make_batches(steps).map(lambda step, batch: batch)
+    else:
+        dataset = data_service.fetch(steps, make_batches, service, start_step)
+    _check_shapes(dataset.element_spec, own)
+    if replicas_per_worker > 1:
+        dataset = dataset.map(lambda batch: _split(batch, replicas_per_worker))
+        dataset = dataset.unbatch()
     # Keras then asks for steps_per_epoch instead of counting for ever.
     dataset = dataset.apply(
         tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -138,22 +179,65 @@ def make_train_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _fold_in(seed, number):
-    return tf.random.experimental.stateless_fold_in(
-        seed, number, alg=_ALGORITHM
-    )
+def _to_reader(images):
+    return images if hasattr(images, "steps") else MemoryReader(images)
 
 
-def _check_integer(name, value, lowest):
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | np.integer)
-        or not lowest <= value < 2**63
-    ):
+def _split(batch, number):
+    """Tensors [b, ...] -> [number, b / number, ...]."""
+
+    def split(tensor):
+        size, *shape = tensor.shape
+        return tf.reshape(tensor, [number, size // number, *shape])
+
+    return tf.nest.map_structure(split, batch)
+
+
+def _check_replicas(batch_size, worker, num_workers, replicas_per_worker):
+    check_integer("num_workers", num_workers, 1)
+    check_integer("replicas_per_worker", replicas_per_worker, 1)
+    check_integer("worker", worker, 0)
+    if worker >= num_workers:
         raise ValueError(
-            f"`{name}` must be an integer of at least {lowest}. "
-            f"Received: {name}={value!r}"
+            f"`worker` must be below the number of workers, {num_workers}. "
+            f"Received: worker={worker}"
         )
+    replicas = num_workers * replicas_per_worker
+    if batch_size % replicas:
+        below = batch_size // replicas * replicas
+        fitting = [str(n) for n in (below, below + replicas) if n]
+        raise ValueError(
+            "`batch_size` must be a multiple of the number of replicas, "
+            f"{replicas}, for instance {' or '.join(fitting)}. "
+            f"Received: batch_size={batch_size}"
+        )
+
+
+def _check_graph_size(reader, service, num_workers):
+    # A copy for each job: one a trainer and worker of the service.
+    num_bytes = reader.num_bytes * service.num_workers * num_workers
+    if num_bytes > data_service.MAX_GRAPH_BYTES:
+        raise ValueError(
+            "`service` must not be sent more than "
+            f"{data_service.MAX_GRAPH_BYTES / 2**20:.0f} MiB of images per "
+            f"worker. Received: {num_bytes / 2**20:.0f} MiB, the images times "
+            f"{service.num_workers} workers of the service times "
+            f"{num_workers} of the training. Stream them from files "
+            "(data.stream=True; `python -m tools.make_shards` writes such "
+            "files)"
+        )
+
+
+def _check_shapes(spec, num_rows):
+    for name, views in spec.items():
+        for number, view in enumerate(views):
+            shape = view.shape
+            if not shape.is_fully_defined() or shape[0] != num_rows:
+                raise ValueError(
+                    f"`{name}_views` must have apply(images, seed) return a "
+                    f"static shape [{num_rows}, S, S, 3] (see "
+                    f"tf.ensure_shape). Received: {shape} of view {number}"
+                )
 
 
 def _check_views(name, views):

@@ -15,6 +15,7 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import batch_norm
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.version import __version__
@@ -222,7 +223,13 @@ def _branch_encoder(config, workdir, model, branch):
             f"Received: branch={branch!r}"
         )
     workdir_lib.restore(workdir, model)
-    return recipe.make_encoder(config, getattr(model, branch).backbone)
+    backbone = getattr(model, branch).backbone
+    if model.bn_splits:
+        # Fine-tuning has one batch, and needs no class of ours.
+        backbone = batch_norm.convert_batch_norm(
+            backbone, momentum=None, epsilon=None
+        )
+    return recipe.make_encoder(config, backbone)
 
 
 class _Servable(tf.Module):

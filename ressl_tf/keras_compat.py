@@ -44,6 +44,54 @@ def unscale_gradients(optimizer, gradients):
     return gradients
 
 
+class Model(keras.Model):
+    """A built model whose `fit` runs `train_step` under every strategy.
+
+    `train_step` returns what is the same on every replica.
+
+    Keras 3's own `fit` draws a batch to build what is built already, which
+    fails on the parts of a batch that several workers hold; it averages
+    scalars of several workers along an axis that they do not have; and under
+    XLA it compiles the exchange between replicas along with the step. Keras 2
+    has none of this.
+    """
+
+    if KERAS_3:
+
+        def _maybe_symbolic_build(self, *args, **kwargs):
+            pass
+
+        def make_train_function(self, force=False):
+            if self.train_function is not None and not force:
+                return
+            strategy = self.distribute_strategy
+            replica_step = self.train_step
+            if self.jit_compile and not self.run_eagerly:
+                replica_step = tf.function(replica_step, jit_compile=True)
+
+            def one_step(batch):
+                logs = strategy.run(replica_step, args=(batch,))
+                return {
+                    name: strategy.experimental_local_results(value)[0]
+                    for name, value in logs.items()
+                }
+
+            # A function of its own: it is traced once, wherever it is called.
+            if not self.run_eagerly:
+                one_step = tf.function(one_step, reduce_retracing=True)
+
+            def train_function(iterator):
+                for _ in tf.range(self.steps_per_execution - 1):
+                    one_step(next(iterator))
+                return one_step(next(iterator))
+
+            if not self.run_eagerly:
+                train_function = tf.function(
+                    train_function, reduce_retracing=True
+                )
+            self.train_function = train_function
+
+
 class Optimizer(keras.optimizers.Optimizer):
     """An optimiser of `update_step(gradient, variable, learning_rate)`.
 

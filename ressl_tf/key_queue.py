@@ -74,10 +74,19 @@ class KeyQueue(keras.layers.Layer):
         first = batch - tf.shape(kept, out_type=tf.int64)[0]
         pointer = tf.convert_to_tensor(self.pointer)
         rows = (pointer + tf.range(first, batch)) % self.size
-        self.keys.assign(
-            tf.tensor_scatter_nd_update(
-                tf.convert_to_tensor(self.keys), rows[:, None], kept
+
+        def write(variable, rows_and_keys):
+            rows, keys = rows_and_keys
+            variable.assign(
+                tf.tensor_scatter_nd_update(
+                    tf.convert_to_tensor(variable), rows[:, None], keys
+                )
             )
+
+        # Not a plain assign: that would send the first replica's whole queue
+        # to all others.
+        distribute.update_variables(
+            write, [keras_compat.tf_variable(self.keys)], [(rows, kept)]
         )
         self.pointer.assign((pointer + batch) % self.size)
 

@@ -5,6 +5,7 @@ import numbers
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import batch_norm
 from ressl_tf import distribute
 from ressl_tf import keras_compat
 from ressl_tf import losses
@@ -22,7 +23,7 @@ METRICS = (
 )
 
 
-class ReSSL(keras.Model):
+class ReSSL(keras_compat.Model):
     """Relational self-supervised learning of an image encoder.
 
     The student learns to have, towards a queue of past embeddings, the same
@@ -52,6 +53,13 @@ class ReSSL(keras.Model):
         predictor: `keras.Model` on the student's side, or None.
         queue: `KeyQueue`, the memory.
         step: () int64 variable, number of steps done.
+        bn_splits: number of groups of the batch that batch normalisation
+            treats apart, or None if all of the batch shares its statistics.
+
+    Batch normalisation: with a predictor, statistics of the global batch.
+    Without one, networks made with `bn_splits` keep the task from being solved
+    by them: the teacher then sees the batch in another order (shuffled BN),
+    which is restored afterwards.
 
     Args:
         backbone: functional or built sequential `keras.Model` from
@@ -75,8 +83,9 @@ class ReSSL(keras.Model):
         name: name of the model.
 
     Raises:
-        ValueError: for an argument out of its range, or networks that do not
-            fit each other.
+        ValueError: for an argument out of its range, networks that do not
+            fit each other, or batch normalisation that would not be the same
+            on all replicas.
     """
 
     def __init__(
@@ -113,8 +122,17 @@ class ReSSL(keras.Model):
         )
         self.alpha = _as_schedule("alpha", alpha)
 
+        networks = [backbone, projector]
+        if predictor is not None:
+            networks.append(predictor)
+        self.bn_splits = batch_norm.check(networks)
+
         self.student = Branch(backbone, projector, name="student")
-        self.teacher = Branch(_copy(backbone), _copy(projector), name="teacher")
+        self.teacher = Branch(
+            batch_norm.copy(backbone),
+            batch_norm.copy(projector),
+            name="teacher",
+        )
         self.predictor = predictor
         self.queue = KeyQueue(queue_size, embedding_dim, seed=seed)
         self.step = self.add_weight(
@@ -144,7 +162,7 @@ class ReSSL(keras.Model):
         # The teacher moves first, so that it has seen all past students.
         self._update_teacher(momentum)
         targets = [
-            self.teacher(view, training=True) for view in data["teacher"]
+            self._embed_by_teacher(view) for view in data["teacher"]
         ]  # (B, D) each
         # One snapshot for both relations, taken before the new keys go in:
         # an image must not find itself.
@@ -257,20 +275,37 @@ class ReSSL(keras.Model):
             ),
         )
 
+    def _embed_by_teacher(self, view):
+        if self.bn_splits is None:
+            return self.teacher(view, training=True)
+        # Images must not share their statistics with the same images as on
+        # the student's side: the task could be solved by that alone.
+        step = tf.convert_to_tensor(self.step)
+        seed = tf.stack([tf.constant(self.queue.seed, tf.int64), step])
+        shuffled, restore = batch_norm.shuffle(view, seed)
+        return restore(self.teacher(shuffled, training=True))
+
     def _predict(self, embedding):
         if self.predictor is None:
             return embedding
         return self.predictor(embedding, training=True)
 
     def _measure(self, objective, embedding):
-        """Updates the running means; `objective` holds scalars."""
-        values = objective._asdict()
-        embedding = distribute.gather(losses.normalize(embedding))  # (B, D)
-        deviation = tf.math.reduce_std(embedding, axis=0)
-        values["embedding_std"] = tf.norm(deviation)
-        for mean in self._means:
-            mean.update_state(values[mean.name])
-        return {mean.name: mean.result() for mean in self._means}
+        """Updates the running means by those of the global batch."""
+        embedding = losses.normalize(embedding)  # (B, D)
+        *values, mean, mean_square = distribute.mean(
+            [
+                *objective,
+                tf.reduce_mean(embedding, axis=0),
+                tf.reduce_mean(tf.square(embedding), axis=0),
+            ]
+        )
+        values = dict(zip(objective._fields, values, strict=True))
+        variance = tf.reduce_sum(mean_square - tf.square(mean))
+        values["embedding_std"] = tf.sqrt(tf.maximum(variance, 0.0))
+        for each in self._means:
+            each.update_state(values[each.name])
+        return {each.name: each.result() for each in self._means}
 
 
 class Branch(keras.Model):
@@ -316,13 +351,6 @@ def _mean(objectives):
             for values in zip(*objectives, strict=True)
         )
     )
-
-
-def _copy(network):
-    """The same architecture with the same weights, sharing neither."""
-    copy = keras.models.clone_model(network)
-    copy.set_weights(network.get_weights())  # clone_model starts afresh
-    return copy
 
 
 def _as_schedule(argument, value):

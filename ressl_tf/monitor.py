@@ -38,8 +38,9 @@ class MetricsLogger(keras.callbacks.Callback):
 
     Args:
         workdir: `Path` of the folder of the run.
-        log_every: steps between two rows; the last step of an epoch and of
-            the run always gets one.
+        log_every: steps between two rows, rounded up to whole executions of
+            `steps_per_execution` steps; the last step of an epoch and of the
+            run always gets one.
         steps_per_epoch: number of steps of a full epoch.
         batch_size: global batch, for `images_per_second`.
         first_step: steps done before this `fit`.
@@ -64,6 +65,7 @@ class MetricsLogger(keras.callbacks.Callback):
         self._collapsed_windows = 0
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._epoch_first = self.step
         self._start_window()
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -75,8 +77,11 @@ class MetricsLogger(keras.callbacks.Callback):
             self._window_start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
-        if self.step % self.log_every == 0:
+        windows = self.step // self.log_every
+        # `batch` counts within the epoch, and by several steps at a time
+        # where one execution does several.
+        self.step = self._epoch_first + batch + 1
+        if self.step // self.log_every > windows:
             self.log()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -254,6 +259,8 @@ class Saver(keras.callbacks.Callback):
             always gets one.
         total_steps: number of steps of the run.
         should_stop: function of the step; True ends the run after that step.
+        saved_step: step of the checkpoint that the run started from; None if
+            there was none.
 
     Raises:
         NotFiniteError: from within `fit`, instead of saving a variable that
@@ -261,7 +268,14 @@ class Saver(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, manager, metrics_logger, *, every_epochs, total_steps, should_stop
+        self,
+        manager,
+        metrics_logger,
+        *,
+        every_epochs,
+        total_steps,
+        should_stop,
+        saved_step=None,
     ):
         super().__init__()
         self.manager = manager
@@ -269,6 +283,7 @@ class Saver(keras.callbacks.Callback):
         self.every_epochs = every_epochs
         self.total_steps = total_steps
         self.should_stop = should_stop
+        self.saved_step = saved_step
 
     def on_train_batch_end(self, batch, logs=None):
         step = self.metrics_logger.step
@@ -284,11 +299,11 @@ class Saver(keras.callbacks.Callback):
     def save(self):
         """Saves a checkpoint, unless this step has one."""
         step = self.metrics_logger.step
-        latest = self.manager.latest_checkpoint
-        if latest is not None and latest.endswith(f"-{step}"):
+        if step == self.saved_step:
             return
         self._check_finite(step)
         self.manager.save(checkpoint_number=step)
+        self.saved_step = step
 
     def _check_finite(self, step):
         # The loss of this step may be finite and its gradient not.

@@ -10,6 +10,8 @@ images to average-pooled features.
 from tensorflow import keras
 
 from ressl_tf import distribute
+from ressl_tf import keras_compat
+from ressl_tf.batch_norm import SplitBatchNormalization
 
 # name -> (kind of block, blocks per stage)
 RESNETS = {
@@ -27,6 +29,7 @@ def make_backbone(
     stem="cifar",
     width=64,
     zero_init_last_gamma=False,
+    bn_splits=None,
 ):
     """A ResNet without its classifier.
 
@@ -39,13 +42,17 @@ def make_backbone(
         width: channels of the first stage, at least 1; the paper's networks
             have 64. All other widths follow by doubling.
         zero_init_last_gamma: whether each block starts as the identity.
+        bn_splits: S, at least 1: batch normalisation by S groups of the
+            global batch (`batch_norm.SplitBatchNormalization`), or None for
+            statistics of the whole global batch.
 
     Returns:
         A functional `keras.Model` from (B, H, W, 3) to (B, C) features, C = 8
         width for "resnet18" and "resnet34", 32 width for "resnet50".
 
     Raises:
-        ValueError: for an unknown name or stem, or a width below 1.
+        ValueError: for an unknown name or stem, or a width or `bn_splits` below
+            1.
     """
     if name not in RESNETS:
         raise ValueError(
@@ -62,11 +69,12 @@ def make_backbone(
             "`width` must be at least 1 (the paper's networks: 64). "
             f"Received: width={width}"
         )
+    _check_bn_splits(bn_splits)
     kind, blocks_per_stage = RESNETS[name]
     block = {"basic": _basic_block, "bottleneck": _bottleneck_block}[kind]
 
     images = keras.Input(input_shape, name="images")
-    x = _stem(images, stem, width)
+    x = _stem(images, stem, width, bn_splits)
     for stage, num_blocks in enumerate(blocks_per_stage):
         for index in range(num_blocks):
             x = block(
@@ -74,6 +82,7 @@ def make_backbone(
                 filters=width * 2**stage,
                 strides=2 if stage > 0 and index == 0 else 1,
                 zero_init_last_gamma=zero_init_last_gamma,
+                bn_splits=bn_splits,
                 name=f"layer{stage + 1}_{index}",
             )
     features = keras.layers.GlobalAveragePooling2D(name="features")(x)
@@ -86,6 +95,7 @@ def make_projector(
     output_dim=128,
     batch_norm=True,
     name="projector",
+    bn_splits=None,
 ):
     """A perceptron with one hidden layer: the paper's g.
 
@@ -95,13 +105,14 @@ def make_projector(
         output_dim: D, embedding size.
         batch_norm: whether the hidden layer is batch-normalised.
         name: name of the model.
+        bn_splits: as in `make_backbone`.
 
     Returns:
         A `keras.Model` from (B, input_dim) to (B, D). Its output is float32
         under every precision policy.
 
     Raises:
-        ValueError: if a dimension is smaller than 1.
+        ValueError: if a dimension or `bn_splits` is smaller than 1.
     """
     for argument, value in (
         ("input_dim", input_dim),
@@ -112,16 +123,23 @@ def make_projector(
             raise ValueError(
                 f"`{argument}` must be at least 1. Received: {argument}={value}"
             )
+    _check_bn_splits(bn_splits)
     inputs = keras.Input((input_dim,), name="inputs")
     x = _dense(hidden_dim, use_bias=not batch_norm, name="hidden")(inputs)
     if batch_norm:
-        x = _batch_norm("hidden_bn")(x)
+        x = _batch_norm("hidden_bn", bn_splits)(x)
     x = keras.layers.ReLU(name="hidden_relu")(x)
     x = _dense(output_dim, dtype="float32", name="output")(x)
     return keras.Model(inputs, x, name=name)
 
 
-def make_predictor(dim=128, hidden_dim=2048, batch_norm=True, name="predictor"):
+def make_predictor(
+    dim=128,
+    hidden_dim=2048,
+    batch_norm=True,
+    name="predictor",
+    bn_splits=None,
+):
     """A perceptron from embedding to embedding: the paper's q.
 
     Args:
@@ -129,22 +147,23 @@ def make_predictor(dim=128, hidden_dim=2048, batch_norm=True, name="predictor"):
         hidden_dim: width of the hidden layer.
         batch_norm: whether the hidden layer is batch-normalised.
         name: name of the model.
+        bn_splits: as in `make_backbone`.
 
     Returns:
         A `keras.Model` from (B, D) to (B, D), float32.
 
     Raises:
-        ValueError: if a dimension is smaller than 1.
+        ValueError: if a dimension or `bn_splits` is smaller than 1.
     """
-    return make_projector(dim, hidden_dim, dim, batch_norm, name)
+    return make_projector(dim, hidden_dim, dim, batch_norm, name, bn_splits)
 
 
-def _stem(x, stem, width):
+def _stem(x, stem, width, bn_splits):
     if stem == "imagenet":
         x = _conv(x, width, 7, 2, name="stem_conv")
     else:
         x = _conv(x, width, 3, 1, name="stem_conv")
-    x = _batch_norm("stem_bn")(x)
+    x = _batch_norm("stem_bn", bn_splits)(x)
     x = keras.layers.ReLU(name="stem_relu")(x)
     if stem != "cifar":
         # Zeros are as good as torch's minus infinity: after ReLU nothing is
@@ -154,36 +173,40 @@ def _stem(x, stem, width):
     return x
 
 
-def _basic_block(x, filters, strides, zero_init_last_gamma, name):
-    shortcut = _shortcut(x, filters, strides, name)
+def _basic_block(x, filters, strides, zero_init_last_gamma, bn_splits, name):
+    shortcut = _shortcut(x, filters, strides, bn_splits, name)
     x = _conv(x, filters, 3, strides, name=f"{name}_conv1")
-    x = _batch_norm(f"{name}_bn1")(x)
+    x = _batch_norm(f"{name}_bn1", bn_splits)(x)
     x = keras.layers.ReLU(name=f"{name}_relu1")(x)
     x = _conv(x, filters, 3, 1, name=f"{name}_conv2")
-    x = _batch_norm(f"{name}_bn2", zero_gamma=zero_init_last_gamma)(x)
+    x = _batch_norm(f"{name}_bn2", bn_splits, zero_init_last_gamma)(x)
     x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     return keras.layers.ReLU(name=f"{name}_relu2")(x)
 
 
-def _bottleneck_block(x, filters, strides, zero_init_last_gamma, name):
-    shortcut = _shortcut(x, filters * BOTTLENECK_EXPANSION, strides, name)
+def _bottleneck_block(
+    x, filters, strides, zero_init_last_gamma, bn_splits, name
+):
+    shortcut = _shortcut(
+        x, filters * BOTTLENECK_EXPANSION, strides, bn_splits, name
+    )
     x = _conv(x, filters, 1, 1, name=f"{name}_conv1")
-    x = _batch_norm(f"{name}_bn1")(x)
+    x = _batch_norm(f"{name}_bn1", bn_splits)(x)
     x = keras.layers.ReLU(name=f"{name}_relu1")(x)
     x = _conv(x, filters, 3, strides, name=f"{name}_conv2")
-    x = _batch_norm(f"{name}_bn2")(x)
+    x = _batch_norm(f"{name}_bn2", bn_splits)(x)
     x = keras.layers.ReLU(name=f"{name}_relu2")(x)
     x = _conv(x, filters * BOTTLENECK_EXPANSION, 1, 1, name=f"{name}_conv3")
-    x = _batch_norm(f"{name}_bn3", zero_gamma=zero_init_last_gamma)(x)
+    x = _batch_norm(f"{name}_bn3", bn_splits, zero_init_last_gamma)(x)
     x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     return keras.layers.ReLU(name=f"{name}_relu3")(x)
 
 
-def _shortcut(x, filters, strides, name):
+def _shortcut(x, filters, strides, bn_splits, name):
     if strides == 1 and x.shape[-1] == filters:
         return x
     x = _conv(x, filters, 1, strides, name=f"{name}_shortcut_conv")
-    return _batch_norm(f"{name}_shortcut_bn")(x)
+    return _batch_norm(f"{name}_shortcut_bn", bn_splits)(x)
 
 
 def _conv(x, filters, kernel_size, strides, name):
@@ -214,16 +237,28 @@ def _dense(units, name, **kwargs):
     )
 
 
-def _batch_norm(name, zero_gamma=False):
-    return keras.layers.BatchNormalization(
-        momentum=0.9,
-        epsilon=1e-5,
-        gamma_initializer="zeros" if zero_gamma else "ones",
-        # One device has nothing to synchronise with, and the fused kernel is
-        # only used without.
-        synchronized=distribute.num_replicas() > 1,
-        name=name,
-    )
+def _batch_norm(name, bn_splits, zero_gamma=False):
+    kwargs = {
+        "momentum": 0.9,
+        "epsilon": 1e-5,
+        "gamma_initializer": "zeros" if zero_gamma else "ones",
+        "name": name,
+    }
+    if bn_splits is not None:
+        return SplitBatchNormalization(bn_splits, **kwargs)
+    # One device has nothing to synchronise with. But in Keras 2 it would then
+    # use a fused kernel that moves the variance by n / (n - 1) more, and one
+    # device would not equal several.
+    synchronized = distribute.num_replicas() > 1 or not keras_compat.KERAS_3
+    return keras.layers.BatchNormalization(synchronized=synchronized, **kwargs)
+
+
+def _check_bn_splits(bn_splits):
+    if bn_splits is not None and bn_splits < 1:
+        raise ValueError(
+            "`bn_splits` must be at least 1, or None for statistics of the "
+            f"whole batch. Received: bn_splits={bn_splits}"
+        )
 
 
 def _he_normal_fan_out():

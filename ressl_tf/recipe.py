@@ -8,7 +8,8 @@ is looked up where that function documents it and a typo fails by its name:
     backbone   `make_backbone`
     projector  `make_projector`
     predictor  `make_predictor`, and `enabled`
-    method     `ReSSL`, with its durations in epochs
+    method     `ReSSL`, with its durations in epochs, and `bn_splits` for the
+               networks
     optimizer  `make_optimizer`, and `base_learning_rate` for a batch of 256
     train      batch size, durations, precision
     monitor    how often to log, to save and to score
@@ -102,19 +103,22 @@ def make_model(config, durations=None):
         A `ReSSL`; with `durations`, compiled.
     """
     size = config["data"]["image_size"]
+    method = dict(config["method"])
+    bn_splits = method.pop("bn_splits", None)
     backbone = networks.make_backbone(
-        input_shape=(size, size, 3), **config["backbone"]
+        input_shape=(size, size, 3), bn_splits=bn_splits, **config["backbone"]
     )
     projector = networks.make_projector(
-        backbone.output_shape[-1], **config["projector"]
+        backbone.output_shape[-1], bn_splits=bn_splits, **config["projector"]
     )
     predictor_settings = dict(config["predictor"])
     predictor = None
     if predictor_settings.pop("enabled"):
         predictor = networks.make_predictor(
-            projector.output_shape[-1], **predictor_settings
+            projector.output_shape[-1],
+            bn_splits=bn_splits,
+            **predictor_settings,
         )
-    method = dict(config["method"])
     method.pop("infonce_warmup_epochs")
     if method.pop("teacher_momentum_cosine") and durations:
         method["teacher_momentum"] = schedules.cosine_momentum(
@@ -124,11 +128,21 @@ def make_model(config, durations=None):
         method["alpha"] = schedules.linear_alpha(durations.infonce_warmup)
     model = ReSSL(backbone, projector, predictor, seed=config["seed"], **method)
     if durations:
-        model.compile(
-            make_optimizer(config, durations),
-            jit_compile=config["train"]["jit_compile"],
-        )
+        compile_model(model, config, make_optimizer(config, durations))
     return model
+
+
+def compile_model(model, config, optimizer, steps_per_execution=1):
+    """Keras' `compile` with the recipe's settings.
+
+    Again with `model.optimizer` it changes `steps_per_execution` and leaves
+    the optimiser as it is.
+    """
+    model.compile(
+        optimizer,
+        jit_compile=config["train"]["jit_compile"],
+        steps_per_execution=steps_per_execution,
+    )
 
 
 def make_optimizer(config, durations):

@@ -81,6 +81,19 @@ def load(source, split="train", *, image_size=None, data_dir=None):
         ValueError: unknown source, missing or empty path, a split or a format
             that is not there, images of several sizes without `image_size`.
     """
+    kind, argument = parse_source(source, split, image_size)
+    return SOURCES[kind](argument, split, image_size, data_dir)
+
+
+def parse_source(source, split="train", image_size=None):
+    """Checks the arguments of `load`.
+
+    Returns:
+        (kind of the source, what follows its colon).
+
+    Raises:
+        ValueError: one of them is malformed.
+    """
     kind, _, argument = str(source).partition(":")
     if kind not in SOURCES or (kind == "photos") != (source == "photos"):
         raise ValueError(
@@ -106,7 +119,7 @@ def load(source, split="train", *, image_size=None, data_dir=None):
             "`image_size` must be a positive number of pixels, or None for "
             f"the stored size. Received: image_size={image_size!r}"
         )
-    return SOURCES[kind](argument, split, image_size, data_dir)
+    return kind, argument
 
 
 def require_labels(image_set, source):
@@ -204,41 +217,21 @@ def _read_tfds(name, split, image_size, data_dir):
 
     source = f"tfds:{name}"
     builder = _tfds_builder(name, data_dir)
+    image = _tfds_image(builder, image_size, source)
     features = builder.info.features
-    image = features["image"] if "image" in features else None
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise ValueError(
-            "`source` must have a feature 'image' of 8-bit pixels. Received: "
-            f"source={source!r}, whose features are {sorted(features)}"
-        )
-    if image_size is None and None in image.shape[:2]:
-        raise ValueError(
-            "`image_size` must be given where images differ in size. "
-            f"Received: image_size=None, source={source!r}"
-        )
-    splits = builder.info.splits
-    if split == "test" and "test" not in splits and "validation" in splits:
-        split = "validation"
+    split, num_images, _ = _tfds_split(builder, split, source)
     wanted = {key for key in ("image", "label") if key in features}
     unused = {
         key: tfds.decode.SkipDecoding()
         for key, feature in features.items()
         if key not in wanted and isinstance(feature, tfds.features.Image)
     }
-    try:
-        dataset = builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders=unused,
-            read_config=tfds.ReadConfig(try_autocache=False),
-        )
-        num_images = splits[split].num_examples
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"`split` must be one of {sorted(splits)} or an expression of "
-            f"them. Received: split={split!r}, source={source!r} ({error})"
-        ) from error
-
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders=unused,
+        read_config=tfds.ReadConfig(try_autocache=False),
+    )
     dataset = dataset.map(lambda element: {k: element[k] for k in wanted})
     if None in image.shape[:2]:
         elements = dataset.as_numpy_iterator()
@@ -268,6 +261,77 @@ def _read_tfds(name, split, image_size, data_dir):
     if "label" in features:
         names = getattr(features["label"], "names", None)
     return _image_set(images, labels, names, source)
+
+
+def tfds_shards(source, split="train", image_size=None, data_dir=None):
+    """Where the records of one split of a "tfds:" source are.
+
+    Args:
+        source: as in `load`.
+        split: as in `load`.
+        image_size: as in `load`, only checked.
+        data_dir: as in `load`.
+
+    Returns:
+        ([(path, records to skip, records to take), ...], feature): every file
+        of the split, and the `tfds.features.Image` that decodes what the
+        records hold under "image".
+
+    Raises:
+        ValueError: as `load`; another kind of source; files of another format
+            than TFRecord.
+    """
+    kind, argument = parse_source(source, split, image_size)
+    if kind != "tfds":
+        raise ValueError(
+            "`source` must be 'tfds:NAME' to be streamed: write this one as "
+            "shards first, with `python -m tools.make_shards`. "
+            f"Received: source={source!r}"
+        )
+    builder = _tfds_builder(argument, data_dir)
+    feature = _tfds_image(builder, image_size, source)
+    _, _, files = _tfds_split(builder, split, source)
+    file_format = builder.info.file_format.value
+    if file_format != "tfrecord":
+        raise ValueError(
+            "`source` must be prepared as TFRecord files to be streamed. "
+            f"Received: source={source!r}, prepared as {file_format}"
+        )
+    return [(file.filename, file.skip, file.take) for file in files], feature
+
+
+def _tfds_image(builder, image_size, source):
+    """The feature "image" of a data set, which is one of 8-bit pixels."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    image = features["image"] if "image" in features else None
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(
+            "`source` must have a feature 'image' of 8-bit pixels. Received: "
+            f"source={source!r}, whose features are {sorted(features)}"
+        )
+    if image_size is None and None in image.shape[:2]:
+        raise ValueError(
+            "`image_size` must be given where images differ in size. "
+            f"Received: image_size=None, source={source!r}"
+        )
+    return image
+
+
+def _tfds_split(builder, split, source):
+    """(name of the split here, number of images, instructions per file)."""
+    splits = builder.info.splits
+    if split == "test" and "test" not in splits and "validation" in splits:
+        split = "validation"
+    try:
+        found = splits[split]
+        return split, found.num_examples, found.file_instructions
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"`split` must be one of {sorted(splits)} or an expression of "
+            f"them. Received: split={split!r}, source={source!r} ({error})"
+        ) from error
 
 
 def _tfds_builder(name, data_dir):
@@ -310,7 +374,15 @@ def _first_line(error):
     return (str(error).splitlines() or [""])[0]
 
 
-def _read_folder(path, split, image_size, _):
+def folder_files(path, split):
+    """The image files of one split of "folder:PATH".
+
+    Returns:
+        (paths, labels or None, class names), as `image_files.list_folder`.
+
+    Raises:
+        ValueError: no such folder or split, or no image in it.
+    """
     source = f"folder:{path}"
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -325,6 +397,12 @@ def _read_folder(path, split, image_size, _):
             f"({', '.join(sorted(IMAGE_SUFFIXES))}). Received: "
             f"source={source!r}, split={split!r}, which holds none"
         )
+    return files, labels, names
+
+
+def _read_folder(path, split, image_size, _):
+    source = f"folder:{path}"
+    files, labels, names = folder_files(path, split)
     images, kept = decode_files(files, image_size, source)
     if labels is not None:
         labels = np.asarray(labels, np.int64)[kept]

@@ -1,16 +1,24 @@
 """Pre-training of a recipe in a folder: `train(config, workdir)`."""
 
 import contextlib
+import itertools
+import json
 import logging
 import signal
 import sys
+import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import cluster
 from ressl_tf import data
+from ressl_tf import distribute
 from ressl_tf import monitor
+from ressl_tf import readers
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.model import ReSSL
@@ -32,18 +40,29 @@ class Run(NamedTuple):
         return self.step >= self.total_steps
 
 
-def train(config, workdir, stop_at_step=None):
+def train(
+    config, workdir, stop_at_step=None, *, strategy=None, data_service=None
+):
     """Trains a recipe, or continues where its folder stopped.
 
-    The same call again resumes from the last checkpoint. On CPU n steps, a
-    stop and m steps give bit for bit what n + m steps give. A SIGTERM or
-    SIGINT (Ctrl-C) ends the run after the current step, saved.
+    The same call again resumes from the last checkpoint, under whatever
+    strategy. On one CPU n steps, a stop and m steps give bit for bit what
+    n + m steps give. A SIGTERM or SIGINT (Ctrl-C) ends the run after the
+    current step, saved; in a cluster, where the workers have to agree on it,
+    within `monitor.log_every_steps` steps.
 
     Args:
         config: the recipe, a nested dict; see `recipe`.
-        workdir: folder of the run; see `workdir` for what is written.
+        workdir: folder of the run; see `workdir` for what is written. All
+            workers of a cluster see the same one; only the chief's files are
+            kept.
         stop_at_step: end, saved, after this many steps of the whole run.
             Defaults to None: to the end of the recipe.
+        strategy: a `tf.distribute.Strategy`, as `cluster.make_strategy`
+            returns it. `train.batch_size` is the batch of all its replicas
+            together. Defaults to None: one device.
+        data_service: address of a tf.data service that makes the batches.
+            Defaults to None: they are made here.
 
     Returns:
         A `Run`; it is not `finished` if it was ended early.
@@ -52,45 +71,59 @@ def train(config, workdir, stop_at_step=None):
         ValueError: for a setting that is out of its range, or a folder that
             holds a run of another recipe.
         monitor.NotFiniteError: when a loss or a weight is not finite.
+        cluster.ClusterError: when a worker is lost.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    with cluster.watch(), _own_folder(strategy, workdir) as own:
+        return _train(
+            config, Path(workdir), own, stop_at_step, strategy, data_service
+        )
+
+
+def _train(config, workdir, own, stop_at_step, strategy, data_service):
+    """`train`, where `own` is the folder that this worker writes into."""
     _check(config)
-    workdir = Path(workdir)
     config = workdir_lib.check(workdir, config)
     settings = config["train"]
     keras.utils.set_random_seed(config["seed"])
     keras.mixed_precision.set_global_policy(settings["precision"])
 
-    train_set = data.load(split=config["data"]["split"], **_source(config))
-    _check_sizes(config, len(train_set.images))
+    train_set, reader = _open_data(config)
+    _check_sizes(config, reader.num_images)
     durations = recipe.make_durations(
-        config,
-        data.steps_per_epoch(len(train_set.images), settings["batch_size"]),
+        config, reader.steps_per_epoch(settings["batch_size"])
     )
     views = recipe.make_views(config)
-    model = recipe.make_model(config, durations)
+    with strategy.scope():
+        model = recipe.make_model(config, durations)
     labelled = _labelled_sets(config, train_set)
 
-    workdir_lib.claim(workdir, config)
+    workdir_lib.claim(own, config)
     manager = workdir_lib.checkpoint_manager(
-        workdir, model, keep=config["monitor"]["keep_checkpoints"]
+        own, model, keep=config["monitor"]["keep_checkpoints"]
     )
     done = 0
-    if manager.latest_checkpoint:
-        manager.checkpoint.restore(
-            manager.latest_checkpoint
-        ).assert_existing_objects_matched()
-        done = int(model.step.numpy())
+    checkpoint = workdir_lib.latest_checkpoint(workdir)
+    if checkpoint:
+        manager.checkpoint.restore(checkpoint).assert_existing_objects_matched()
+        done = int(tf.convert_to_tensor(model.step))
         logger.info("resuming from step %d", done)
-    workdir_lib.truncate_metrics(workdir, done)
+    _check_workers_agree(strategy, config, done)
+    workdir_lib.truncate_metrics(own, done)
 
     with _stop_signals() as stop_requested:
+        stop_agreed = _agree(
+            strategy, stop_requested, every=config["monitor"]["log_every_steps"]
+        )
 
         def should_stop(step):
-            return stop_requested() or step == stop_at_step
+            # Both: every worker has to ask as often as the others.
+            agreed = stop_agreed()
+            return agreed or (stop_at_step is not None and step >= stop_at_step)
 
         callbacks = _make_callbacks(
             config,
-            workdir,
+            own,
             model,
             manager,
             labelled,
@@ -98,9 +131,8 @@ def train(config, workdir, stop_at_step=None):
             done,
             should_stop,
         )
-        while done < durations.total and not (
-            stop_requested() or (stop_at_step and done >= stop_at_step)
-        ):
+        stopped = stop_at_step is not None and done >= stop_at_step
+        while done < durations.total and not stopped:
             # `fit` knows whole epochs only, so what a stop left of one, and
             # the last one if it is not whole, are runs of their own.
             epoch, position = divmod(done, durations.epoch)
@@ -110,23 +142,32 @@ def train(config, workdir, stop_at_step=None):
                 epochs = 1
             else:
                 steps, epochs = durations.epoch, full_epochs
+            recipe.compile_model(
+                model,
+                config,
+                model.optimizer,
+                steps_per_execution=_steps_per_execution(config, steps),
+            )
             model.fit(
-                data.make_train_dataset(
-                    train_set.images,
+                data.distribute_train_dataset(
+                    strategy,
+                    reader,
                     batch_size=settings["batch_size"],
                     student_views=(views["student"],),
                     teacher_views=(views["teacher"],),
                     seed=config["seed"],
                     start_step=done,
+                    service=data_service,
                 ),
                 initial_epoch=epoch,
                 epochs=epoch + epochs,
                 steps_per_epoch=steps,
                 shuffle=False,  # the data set has its own order
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=_verbosity(strategy),
                 callbacks=callbacks,
             )
-            done = int(model.step.numpy())
+            done = int(tf.convert_to_tensor(model.step))
+            stopped = model.stop_training
     if done < durations.total:
         logger.warning(
             "stopped at step %d of %d; the same command continues",
@@ -134,6 +175,82 @@ def train(config, workdir, stop_at_step=None):
             durations.total,
         )
     return Run(model, done, durations.total)
+
+
+@contextlib.contextmanager
+def _own_folder(strategy, workdir):
+    """The folder that this worker writes into: the chief's is `workdir`.
+
+    The others must save, too, because reading a variable that lives on all
+    of them needs all of them; what they write is thrown away.
+    """
+    if cluster.is_chief(strategy):
+        yield Path(workdir)
+        return
+    with tempfile.TemporaryDirectory(prefix="ressl_tf-worker-") as folder:
+        yield Path(folder)
+
+
+def _check_workers_agree(strategy, config, done):
+    """Raises where a worker has another recipe or sees another folder."""
+    if cluster.num_workers(strategy) == 1:
+        return
+    text = json.dumps(config, sort_keys=True)
+    checksums = distribute.gather_number(strategy, zlib.crc32(text.encode()))
+    if len(set(checksums)) > 1:
+        raise ValueError(
+            "`config` must be the same on all workers: start them with the "
+            f"same flags. Received: checksums by replica: {checksums}"
+        )
+    steps = distribute.gather_number(strategy, done)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            "`workdir` must be one folder that all workers see (NFS, gs://), "
+            "or they continue from different checkpoints. "
+            f"Received: steps done by replica: {steps}"
+        )
+
+
+def _agree(strategy, requested, every):
+    """A function that says whether any worker has been asked to stop.
+
+    Agreeing is an exchange between the workers, so they do it at every
+    `every`-th call alone.
+    """
+    calls = itertools.count(1)
+
+    def agreed():
+        if cluster.num_workers(strategy) == 1:
+            return requested()
+        if next(calls) % every:
+            return False
+        return any(distribute.gather_number(strategy, requested()))
+
+    return agreed
+
+
+def _steps_per_execution(config, steps):
+    """The largest number up to the recipe's that divides `steps`."""
+    wanted = config["train"]["steps_per_execution"]
+    divisor = max(
+        number for number in range(1, wanted + 1) if steps % number == 0
+    )
+    if divisor < wanted:
+        logger.warning(
+            "%d steps at a time instead of `train.steps_per_execution` = %d, "
+            "which does not divide the %d steps of an epoch",
+            divisor,
+            wanted,
+            steps,
+        )
+    return divisor
+
+
+def _verbosity(strategy):
+    """Keras' `verbose`: a bar on a terminal, lines elsewhere, one worker's."""
+    if not cluster.is_chief(strategy):
+        return 0
+    return 1 if sys.stdout.isatty() else 2
 
 
 def _make_callbacks(
@@ -167,14 +284,35 @@ def _make_callbacks(
             every_epochs=settings["checkpoint_every_epochs"],
             total_steps=durations.total,
             should_stop=should_stop,
+            saved_step=done or None,
         )
     )
     return callbacks
 
 
+def _open_data(config):
+    """(ImageSet, its reader); None and a reader if images are streamed."""
+    settings = config["data"]
+    if settings["stream"]:
+        return None, readers.open_reader(
+            split=settings["split"],
+            stream=True,
+            lanes=settings["lanes"],
+            **_source(config),
+        )
+    train_set = data.load(split=settings["split"], **_source(config))
+    return train_set, readers.MemoryReader(train_set.images)
+
+
 def _labelled_sets(config, train_set):
     """(train, test) for the k-NN score, or None if there is to be none."""
     if not config["monitor"]["eval_every_epochs"]:
+        return None
+    if train_set is None:
+        logger.warning(
+            "no k-NN score while training: it needs the images in memory, and "
+            "they are streamed (`data.stream`)"
+        )
         return None
     try:
         if config["data"]["split"] != "train":

@@ -125,6 +125,11 @@ def truncate_metrics(workdir, step):
     os.replace(temporary, path)
 
 
+def latest_checkpoint(workdir):
+    """Path of the last checkpoint of the run in `workdir`, or None."""
+    return tf.train.latest_checkpoint(str(Path(workdir) / "checkpoints"))
+
+
 def checkpoint_manager(workdir, model, keep=2):
     """Saves and restores all that a run needs to go on.
 

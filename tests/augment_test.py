@@ -376,6 +376,21 @@ def test_apply_equals_eager_sample_and_augment():
     np.testing.assert_allclose(result, expected, rtol=0, atol=5e-5)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("num_parts", [2, 4, 6])
+def test_rows_of_a_batch_are_augmented_as_in_the_batch(num_parts):
+    view = augment.strong_view(32, solarize=0.5)
+    images, seed = random_pixels(12, 40, 33), (3, 4)
+    whole = view.apply(images, seed).numpy()
+    rows = 12 // num_parts
+    for first in range(0, 12, rows):
+        part = images[first : first + rows]
+        found = view.apply(part, seed, rows=(first, 12)).numpy()
+        np.testing.assert_array_equal(found, whole[first : first + rows])
+        if first:  # Other rows draw otherwise.
+            assert not np.array_equal(view.apply(part, seed), found)
+
+
 def test_apply_is_a_function_of_the_seed():
     first = STRONG.apply(PIXELS, (0, 0)).numpy()
     np.testing.assert_array_equal(first, STRONG.apply(PIXELS, (0, 0)))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ressl_tf import augment
 from ressl_tf import data
+from ressl_tf import readers
 
 PINNED = [[3, 7, 4, 6, 2, 5, 1, 0], [5, 0, 7, 1, 2, 4, 6, 3]]
 
@@ -12,19 +14,20 @@ PINNED = [[3, 7, 4, 6, 2, 5, 1, 0], [5, 0, 7, 1, 2, 4, 6, 3]]
 class IndexView:
     """Shows which image it was given: images hold their number as pixels."""
 
-    def apply(self, images, seed):
-        del seed
+    def apply(self, images, seed, rows=None):
+        del seed, rows
         return tf.cast(images, tf.float32)
 
 
 class DrawView:
     """Shows its seed: numbers drawn from it."""
 
-    def apply(self, images, seed):
-        shape = [images.shape[0], 2, 2, 3]
+    def apply(self, images, seed, rows=None):
+        first, batch_size = rows or (0, images.shape[0])
         draws = tf.random.stateless_uniform(
-            shape, seed, minval=0, maxval=2**20, dtype=tf.int32
+            [batch_size, 2, 2, 3], seed, minval=0, maxval=2**20, dtype=tf.int32
         )
+        draws = draws[first : first + images.shape[0]]
         return tf.cast(draws, tf.float32)
 
 
@@ -169,27 +172,187 @@ def test_elements_have_static_shapes_and_no_end():
     assert dataset.options().deterministic
 
 
-def test_images_are_captured_and_not_written_into_the_graph():
-    sources = []
-
-    class SpyView(IndexView):
-        def apply(self, images, seed):
-            sources.append([tensor.op.type for tensor in images.op.inputs])
-            return super().apply(images, seed)
-
-    # Enough images: TensorFlow does write tiny tensors into graphs.
-    make(num_images=200, student=(SpyView(),))
-    assert sources
-    for types in sources:
-        assert types[0] == "Placeholder"
-
-
 def test_the_callers_array_may_change_afterwards():
     images = numbered_images(8)
     views = {"student_views": (IndexView(),), "teacher_views": (IndexView(),)}
     dataset = data.make_train_dataset(images, batch_size=8, seed=0, **views)
     images[:] = 0
     assert set(indices_of(dataset, 1)[0]) == set(range(8))
+
+
+def join(parts):
+    """The batches whose parts came one behind the other."""
+    return [
+        [np.concatenate(views) for views in zip(*batch, strict=True)]
+        for batch in parts
+    ]
+
+
+STEPS = 7  # An epoch has 5 of them: 23 images in batches of 4.
+
+
+@pytest.fixture(params=["memory", "shards"])
+def images(request, tmp_path):
+    """23 numbered images, in memory or streamed in two lanes."""
+    if request.param == "memory":
+        return numbered_images(23)
+    path = str(tmp_path / "0.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in range(23):
+            writer.write(bytes([number, 0, 0]))
+    return data.ShardReader(
+        [readers.Shard(path, 0, 23)],
+        lambda record: tf.reshape(
+            tf.io.decode_raw(record, tf.uint8), [1, 1, 3]
+        ),
+        (1, 1, 3),
+        lanes=4,
+        window=3,
+    )
+
+
+def make_of(images, **options):
+    options = {"seed": 0, "batch_size": 4, **options}
+    views = {
+        "student_views": (IndexView(), DrawView()),
+        "teacher_views": (DrawView(),),
+    }
+    return data.make_train_dataset(images, **views, **options)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_workers_have_the_parts_of_one_batch(images, num_workers):
+    workers = [
+        flat(make_of(images, worker=worker, num_workers=num_workers), STEPS)
+        for worker in range(num_workers)
+    ]
+    assert_same(join(zip(*workers, strict=True)), flat(make_of(images), STEPS))
+
+
+@pytest.mark.core
+def test_replicas_of_a_worker_have_consecutive_parts(images):
+    dataset = make_of(images, replicas_per_worker=2)
+    assert {
+        spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)
+    } == {2}
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    parts = flat(dataset, 2 * STEPS)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    assert_same(join(pairs), flat(make_of(images), STEPS))
+
+    options = {"num_workers": 2, "worker": 1, "replicas_per_worker": 2}
+    parts = flat(make_of(images, **options, start_step=3), 4)
+    expected = flat(make_of(images, start_step=3), 2)
+    for index, part in enumerate(parts):
+        row = 2 + index % 2
+        whole = expected[index // 2]
+        assert_same([part], [[view[row : row + 1] for view in whole]])
+
+
+@pytest.mark.core
+def test_replicas_of_a_strategy_have_one_batch(images, two_replicas):
+    dataset = data.distribute_train_dataset(
+        two_replicas,
+        images,
+        batch_size=4,
+        student_views=(IndexView(), DrawView()),
+        teacher_views=(DrawView(),),
+        seed=0,
+        start_step=2,
+    )
+    iterator = iter(dataset)
+    parts = []
+    for _ in range(STEPS):
+        values = tf.nest.map_structure(
+            two_replicas.experimental_local_results, next(iterator)
+        )
+        views = [*values["student"], *values["teacher"]]
+        parts.append(
+            [[view[replica].numpy() for view in views] for replica in (0, 1)]
+        )
+        assert parts[-1][0][0].shape == (2, 1, 1, 3)
+    assert_same(join(parts), flat(make_of(images), 2 + STEPS)[2:])
+
+
+def test_one_replica_gets_a_plain_dataset():
+    dataset = data.distribute_train_dataset(
+        tf.distribute.get_strategy(),
+        numbered_images(23),
+        batch_size=4,
+        student_views=(IndexView(),),
+        teacher_views=(DrawView(),),
+        seed=0,
+    )
+    assert isinstance(dataset, tf.data.Dataset)
+    assert_same(flat(dataset, STEPS), flat(make(), STEPS))
+
+
+@pytest.mark.core
+def test_real_views_of_workers_and_replicas_have_the_bits_of_one():
+    images = np.random.default_rng(0).integers(
+        0, 256, (30, 20, 20, 3), dtype=np.uint8
+    )
+    options = {
+        "batch_size": 8,
+        "student_views": (augment.strong_view(12, blur_kernel=3),),
+        "teacher_views": (augment.weak_view(16),),
+        "seed": 0,
+    }
+    whole = flat(data.make_train_dataset(images, **options), 4)
+    workers = [
+        flat(
+            data.make_train_dataset(
+                images, **options, worker=worker, num_workers=2
+            ),
+            4,
+        )
+        for worker in (0, 1)
+    ]
+    assert_same(join(zip(*workers, strict=True)), whole)
+    spec = data.make_train_dataset(images, **options).element_spec
+    assert spec["student"][0].shape.as_list() == [8, 12, 12, 3]
+    assert spec["teacher"][0].shape.as_list() == [8, 16, 16, 3]
+
+
+def test_views_are_not_asked_for_rows_by_a_single_worker():
+    class OwnView:
+        def apply(self, images, seed):
+            return tf.cast(images, tf.float32)
+
+    assert flat(make(student=(OwnView(),), replicas_per_worker=2), 2)
+
+
+@pytest.mark.parametrize("rows, size", [(None, 1), (4, None), (3, 1)])
+def test_views_without_a_static_shape_are_refused(rows, size):
+    class ShapelessView(IndexView):
+        def apply(self, images, seed):
+            images = super().apply(images, seed)
+            shape = tf.where(seed[0] == 0, 1, 1)  # Not known beforehand.
+            images = tf.reshape(images, [-1, shape, shape, 3])
+            return tf.ensure_shape(images[:3], [rows and 3, size, size, 3])
+
+    match = r"`teacher_views` must.*static shape \[4, S, S, 3\].*of view 1"
+    with pytest.raises(ValueError, match=match):
+        make(teacher=(IndexView(), ShapelessView()))
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"num_workers": 3}, "replicas, 3, for instance 3 or 6. .*size=4"),
+        (
+            {"num_workers": 3, "replicas_per_worker": 2},
+            "replicas, 6, for instance 6. .*batch_size=4",
+        ),
+        ({"num_workers": 2, "worker": 2}, "`worker` must be below.*worker=2"),
+        ({"worker": -1}, "`worker`.*worker=-1"),
+        ({"num_workers": 0}, "`num_workers`.*num_workers=0"),
+    ],
+)
+def test_replicas_that_do_not_fit(options, match):
+    with pytest.raises(ValueError, match=match):
+        make(**options)
 
 
 def test_steps_per_epoch():

@@ -15,12 +15,19 @@ ORDER = (
     "schedules",
     "keras_compat",
     "distribute",
+    "rendezvous",
+    "tpu",
+    "cluster",
     "key_queue",
+    "batch_norm",
     "networks",
     "optimizers",
     "augment",
     "image_files",
     "sources",
+    "shards",
+    "readers",
+    "data_service",
     "data",
     "model",
     "recipe",
@@ -29,6 +36,8 @@ ORDER = (
     "evaluation",
     "monitor",
     "train",
+    "scaling",
+    "benchmark",
 )
 
 
@@ -50,7 +59,7 @@ def module_of(name):
 
 def test_every_module_has_its_place():
     found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert found | {"evaluation"} == set(ORDER)
+    assert found | {"evaluation", "benchmark"} == set(ORDER)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)

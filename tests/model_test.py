@@ -7,6 +7,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 import ressl_tf
+from ressl_tf import batch_norm
+from ressl_tf import losses
 from ressl_tf import model as model_lib
 
 SIZE = 2  # images of 2x2x3
@@ -348,6 +350,59 @@ def test_two_replicas_equal_one(two_replicas):
         single.queue.keys,
         atol=1e-5,
     )
+
+
+@pytest.mark.core
+def test_split_batch_norm_shuffles_the_teacher_alone():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    backbone = keras.Model(inputs, keras.layers.Flatten()(inputs))
+    projector = ressl_tf.make_projector(12, 6, 3, bn_splits=2)
+    model = ressl_tf.ReSSL(backbone, projector, queue_size=2 * BATCH, seed=3)
+    model.compile(ressl_tf.make_optimizer("sgd", 0.1))
+    assert model.bn_splits == 2
+    keys = []
+    for step in range(2):
+        view = images(10 + step)
+        # The teacher after its move: at first it is the student's copy, and
+        # then a part of the way to the student that has learnt.
+        teacher = batch_norm.copy(projector)
+        weight = 0.99 if step else 0.0
+        teacher.set_weights(
+            [
+                weight * old + (1 - weight) * new
+                for old, new in zip(
+                    model.teacher.projector.get_weights(),
+                    model.student.projector.get_weights(),
+                    strict=True,
+                )
+            ]
+        )
+        features = view.reshape(BATCH, -1)
+        seed = tf.constant([3, step], tf.int64)
+        shuffled, restore = batch_norm.shuffle(features, seed)
+        expected = restore(teacher(shuffled, training=True))
+        keys.append(losses.normalize(expected))
+        unshuffled = losses.normalize(teacher(features, training=True))
+        assert np.abs(unshuffled - keys[-1]).max() > 0.01
+        model.train_step({"student": (images(step),), "teacher": (view,)})
+    np.testing.assert_allclose(
+        model.queue.keys, np.concatenate(keys), atol=1e-5
+    )
+
+
+@pytest.mark.core
+def test_the_teacher_keeps_what_batch_norm_is(two_replicas):
+    with two_replicas.scope():
+        model = tiny_model()
+    for branch in (model.student, model.teacher):
+        assert branch.projector.get_layer("hidden_bn").synchronized
+
+
+def test_networks_that_would_differ_between_replicas(two_replicas):
+    inputs = keras.Input((5,))
+    network = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    with two_replicas.scope(), pytest.raises(ValueError, match="synchronised"):
+        ressl_tf.ReSSL(tiny_networks()[0], network, queue_size=10)
 
 
 def spatial_backbone():

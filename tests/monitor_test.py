@@ -50,14 +50,16 @@ def run(callbacks, model, measurements, epoch_steps=5, first_step=0):
     for number, values in enumerate(measurements):
         if number == 0 or position == 0:
             model.reset_metrics()
+            batch = 0
             for callback in callbacks:
                 callback.on_epoch_begin(0)
         for callback in callbacks:
-            callback.on_train_batch_begin(number)
+            callback.on_train_batch_begin(batch)
         for mean in model.metrics:
             mean.update_state(values.get(mean.name, 1.0))
         for callback in callbacks:
-            callback.on_train_batch_end(number)
+            callback.on_train_batch_end(batch)
+        batch += 1
         position = (position + 1) % epoch_steps
         if position == 0 or number == len(measurements) - 1:
             for callback in callbacks:

@@ -3,6 +3,7 @@ import pytest
 from tensorflow import keras
 
 import ressl_tf
+from ressl_tf.batch_norm import SplitBatchNormalization
 
 # torchvision's counts with the classifier of 1000 classes.
 TORCHVISION = {
@@ -158,6 +159,42 @@ def test_batch_norm_is_synchronised_over_replicas(two_replicas):
     assert model.get_layer("stem_bn").synchronized
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_batch_norm_may_be_split(zero_init):
+    networks = [
+        ressl_tf.make_backbone(
+            name,
+            (8, 8, 3),
+            width=1,
+            zero_init_last_gamma=zero_init,
+            bn_splits=4,
+        )
+        for name in ("resnet18", "resnet50")
+    ]
+    networks += [
+        ressl_tf.make_projector(4, 8, 4, bn_splits=4),
+        ressl_tf.make_predictor(4, 8, bn_splits=4),
+        ressl_tf.make_projector(4, 8, 4, batch_norm=False, bn_splits=4),
+    ]
+    for network, count in zip(networks, (20, 53, 1, 1, 0), strict=True):
+        layers = [
+            layer
+            for layer in network.layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        assert len(layers) == count
+        for layer in layers:
+            assert isinstance(layer, SplitBatchNormalization)
+            assert (layer.splits, layer.momentum, layer.epsilon) == (
+                4,
+                0.9,
+                1e-5,
+            )
+    gamma = networks[0].get_layer("layer2_1_bn2").get_weights()[0]
+    np.testing.assert_array_equal(gamma, 0.0 if zero_init else 1.0)
+
+
 def test_kernels_start_from_hes_normal_over_fan_out():
     model = ressl_tf.make_backbone("resnet18", width=64)
     (kernel,) = model.get_layer("layer4_1_conv2").get_weights()
@@ -225,6 +262,12 @@ def test_output_is_float32_under_mixed_precision():
             "`stem` must be one of imagenet, small, cifar.*'mnist'",
         ),
         (lambda: ressl_tf.make_backbone("resnet18", width=0), "width=0"),
+        (
+            lambda: ressl_tf.make_backbone("resnet18", bn_splits=0),
+            "`bn_splits` must be at least 1.*bn_splits=0",
+        ),
+        (lambda: ressl_tf.make_projector(4, bn_splits=0), "bn_splits=0"),
+        (lambda: ressl_tf.make_predictor(4, bn_splits=-1), "bn_splits=-1"),
         (lambda: ressl_tf.make_projector(0), "input_dim=0"),
         (lambda: ressl_tf.make_projector(4, hidden_dim=0), "hidden_dim=0"),
         (lambda: ressl_tf.make_predictor(0), "input_dim=0"),

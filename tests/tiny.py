@@ -75,10 +75,14 @@ class PlainView:
     def __init__(self, strength):
         self.strength = strength
 
-    def apply(self, images, seed):
+    def apply(self, images, seed, rows=None):
         images = tf.cast(images, tf.float32) / 127.5 - 1.0
-        noise = tf.random.stateless_normal(tf.shape(images), seed)
-        return images + self.strength * noise
+        first, batch_size = rows or (0, images.shape[0])
+        noise = tf.random.stateless_normal(
+            [batch_size, *images.shape[1:]], seed
+        )
+        own = noise[first : first + images.shape[0]]
+        return images + self.strength * own
 
 
 def lighten(monkeypatch):

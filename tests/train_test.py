@@ -156,6 +156,31 @@ def test_a_resumed_run_is_the_whole_run(whole, tmp_path, caplog, stops):
             assert found[key] == row
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("wanted, used", [(2, 2), (3, 2), (4, 4)])
+def test_several_steps_an_execution_change_nothing(
+    whole, tmp_path, caplog, wanted, used
+):
+    config, _, _, expected, expected_rows, _ = whole
+    config = {
+        **config,
+        "train": {**config["train"], "steps_per_execution": wanted},
+    }
+    # The stop comes in the middle of an epoch, at the end of an execution.
+    stopped = train.train(config, tmp_path / "run", stop_at_step=5)
+    assert stopped.step == 4 + used
+    run = train.train(config, tmp_path / "run")
+    assert_same(all_values(run.model), expected)
+    rows = workdir_lib.read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == list(
+        range(used, TOTAL + 1, used)
+    )
+    assert learnt(rows)[TOTAL, True] == learnt(expected_rows)[TOTAL, True]
+    if used == 2:
+        assert learnt(rows) == learnt(expected_rows)
+    assert (f"{used} steps at a time" in caplog.text) == (wanted != used)
+
+
 def test_rows_are_the_means_of_single_steps(whole, tmp_path):
     config, _, _, expected, expected_rows, _ = whole
     config = json.loads(json.dumps(config))

@@ -39,6 +39,7 @@ def run(main):
             )
         _set_up_messages()
         _import_tensorflow()
+        from ressl_tf import cluster
         from ressl_tf import monitor
 
         try:
@@ -49,6 +50,13 @@ def run(main):
             fail(error)
         except monitor.NotFiniteError as error:
             fail(error, code=1)
+        except cluster.ClusterError as error:
+            with contextlib.suppress(SystemExit):
+                fail(error, code=1)
+            # TensorFlow's own end would wait for the lost worker.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
 
     app.run(wrapped, flags_parser=_parse)
 
@@ -71,6 +79,52 @@ def define_config_flags(config=None, workdir=None):
         flags.mark_flag_as_required("config")
     if workdir is None:
         flags.mark_flag_as_required("workdir")
+
+
+def define_strategy_flags():
+    """The flags that say where a run is trained; the recipe stays the same."""
+    flags.DEFINE_enum(
+        "strategy",
+        "default",
+        ["default", "mirrored", "multi_worker", "tpu"],
+        "One device; all GPUs of this machine; several machines (as TF_CONFIG "
+        "describes them); a TPU.",
+    )
+    flags.DEFINE_integer(
+        "replicas",
+        None,
+        "With --strategy=mirrored: how many GPUs, or CPU devices, to use; "
+        "default: all GPUs.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "tpu", None, "With --strategy=tpu: its name or address; or 'local'."
+    )
+    flags.DEFINE_integer(
+        "cluster_timeout",
+        600,
+        "With --strategy=multi_worker: seconds to wait for the other workers.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "data_service",
+        None,
+        "Address of a tf.data service that makes the batches, as "
+        "grpc://HOST:PORT; default: they are made here.",
+    )
+
+
+def make_strategy():
+    """The strategy that `define_strategy_flags`' flags name."""
+    from ressl_tf import cluster
+
+    values = flags.FLAGS
+    return cluster.make_strategy(
+        values.strategy,
+        replicas=values.replicas,
+        tpu=values.tpu,
+        cluster_timeout=values.cluster_timeout,
+    )
 
 
 def define_subject_flags():

@@ -10,15 +10,28 @@ from absl import flags
 from tools import command
 
 command.define_config_flags()
+command.define_strategy_flags()
 
 
 def main():
+    # First of all: TensorFlow takes a cluster before anything else alone.
+    strategy = command.make_strategy()
+
+    from ressl_tf import cluster
     from ressl_tf import train
     from ressl_tf import workdir
 
     folder = flags.FLAGS.workdir
-    if not train.train(flags.FLAGS.config.to_dict(), folder).finished:
+    run = train.train(
+        flags.FLAGS.config.to_dict(),
+        folder,
+        strategy=strategy,
+        data_service=flags.FLAGS.data_service,
+    )
+    if not run.finished:
         sys.exit(1)
+    if not cluster.is_chief(strategy):
+        return
     last = {}
     for row in workdir.read_metrics(folder):
         last.update(row)
