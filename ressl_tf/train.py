@@ -76,7 +76,7 @@ def train(
     strategy = strategy or tf.distribute.get_strategy()
     with cluster.watch(), _own_folder(strategy, workdir) as own:
         return _train(
-            config, Path(workdir), own, stop_at_step, strategy, data_service
+            config, workdir, own, stop_at_step, strategy, data_service
         )
 
 
@@ -205,7 +205,7 @@ def _check_workers_agree(strategy, config, done):
     steps = distribute.gather_number(strategy, done)
     if len(set(steps)) > 1:
         raise ValueError(
-            "`workdir` must be one folder that all workers see (NFS, gs://), "
+            "`workdir` must be one folder that all workers see (NFS), "
             "or they continue from different checkpoints. "
             f"Received: steps done by replica: {steps}"
         )

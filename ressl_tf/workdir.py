@@ -15,6 +15,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+# What says how and where a run is computed, not what: a run that moves to
+# another machine may change it.
+MAY_CHANGE = ("data.data_dir", "train.jit_compile", "train.steps_per_execution")
+
 
 def check(workdir, config):
     """Checks that `workdir` may be the folder of a run of `config`.
@@ -27,9 +31,15 @@ def check(workdir, config):
         The recipe as it is stored: with JSON's types.
 
     Raises:
-        ValueError: if the path is a file, or the folder belongs to a run of
-            another recipe; names the settings that differ.
+        ValueError: if the path is a URL or a file, or the folder belongs to a
+            run of another recipe; names the settings that differ, other than
+            `MAY_CHANGE`.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            "`workdir` must be a folder of the file system: mount a bucket "
+            f"(gcsfuse, s3fs). Received: workdir={str(workdir)!r}"
+        )
     workdir = Path(workdir)
     config = json.loads(json.dumps(config))
     if workdir.exists() and not workdir.is_dir():
@@ -39,7 +49,11 @@ def check(workdir, config):
         )
     if (workdir / "config.json").exists():
         stored = read_config(workdir)
-        differences = _differences(stored, config)
+        differences = [
+            difference
+            for difference in _differences(stored, config)
+            if difference[0] not in MAY_CHANGE
+        ]
         if differences:
             raise ValueError(
                 "`workdir` holds a run of another config; use another folder, "

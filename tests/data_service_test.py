@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -228,6 +229,8 @@ def test_compiled_views_in_processes_of_their_own():
         }
         found = batches(6, **options, service=f"grpc://localhost:{port}")
         assert_same(found, batches(6, **options))
+        processes[0].send_signal(signal.SIGINT)  # Ctrl-C
+        assert processes[0].wait(timeout=30) == -signal.SIGINT
     finally:
         for process in processes:
             process.kill()

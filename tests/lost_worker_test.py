@@ -21,11 +21,15 @@ STEPS = 24  # 6 epochs
 SECONDS = 400
 RECIPE = """
 from configs import photos
+from ressl_tf import networks
+
+networks.RESNETS["tiny"] = ("basic", (1, 1))
 
 def get_config(arg=None):
     config = photos.get_config("quick")
     config.data.source = {source!r}
     config.data.image_size = 16
+    config.backbone.name = "tiny"
     config.train.batch_size = 16
     config.train.epochs = 6.0
     config.method.queue_size = 40

@@ -70,6 +70,23 @@ def test_added_and_removed_settings_are_differences(tmp_path):
         workdir_lib.check(tmp_path, other)
 
 
+def test_what_another_machine_needs_may_change(tmp_path):
+    stored = workdir_lib.claim(tmp_path, changed(data__data_dir="/here"))
+    moved = changed(data__data_dir="/there", train__steps_per_execution=8)
+    assert workdir_lib.check(tmp_path, moved) == json.loads(json.dumps(moved))
+    assert workdir_lib.claim(tmp_path, moved)["data"]["data_dir"] == "/there"
+    assert workdir_lib.read_config(tmp_path) == stored
+    moved["train"]["epochs"] = 5
+    with pytest.raises(ValueError, match="train.epochs was 3.0") as error:
+        workdir_lib.check(tmp_path, moved)
+    assert "/there" not in str(error.value)
+
+
+def test_a_url_is_no_workdir():
+    with pytest.raises(ValueError, match="mount a bucket.*'gs://a/b'"):
+        workdir_lib.check("gs://a/b", CONFIG)
+
+
 def test_a_file_is_no_workdir(tmp_path):
     path = tmp_path / "file"
     path.write_text("")

@@ -7,6 +7,8 @@ Start the dispatcher and all its workers, then train with
 --data_service=grpc://HOST:5050
 """
 
+import signal
+
 from absl import flags
 
 from tools import command
@@ -42,6 +44,8 @@ def main():
             WORKER.value, DISPATCHER_ADDRESS.value
         )
         print(f"worker: {WORKER.value}", flush=True)
+    # Python would not look for Ctrl-C before the server's end.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     server.join()
 
 
