@@ -1,8 +1,7 @@
 """Batch normalisation when one batch is spread over several replicas.
 
-Either all of the global batch shares one mean and variance (Keras' own layer
-with `synchronized=True`), or it is split into groups with statistics of their
-own (`SplitBatchNormalization`). Split groups leak: images that share
+Either all of the global batch shares one mean and variance, or it is split
+into groups with statistics of their own. Split groups leak: images that share
 statistics can be told apart from others, and if student and teacher group a
 batch alike, the task can be solved by that. So the teacher's batch is permuted
 across groups (`shuffle`): MoCo's shuffling BN, https://arxiv.org/abs/1911.05722,
@@ -16,49 +15,56 @@ from ressl_tf import distribute
 
 
 @keras.utils.register_keras_serializable(package="ressl_tf")
-class SplitBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation by groups of the batch, however many replicas.
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation of the global batch, however many replicas.
 
-    In training the global batch of B rows is cut into S consecutive groups of
-    B / S rows, and each is normalised by its own mean and (biased) variance,
-    computed in float32. R replicas hold S / R groups each, so the result
-    does not depend on R. The moving statistics move once a step, by the mean
-    over all S groups; at inference the layer is Keras' own, and the weights are
-    the same in the same order, so they can be handed from one to the other.
+    In training, mean and (biased) variance are those of all B rows over all
+    replicas: one exchange of 2 C numbers. (Keras' own synchronised layer makes
+    three, forgets in Keras 2 to be synchronised when it is cloned, and rounds
+    the statistics to half precision under a mixed policy in Keras 3.) With
+    `splits`, the batch is cut into S consecutive groups of B / S rows with
+    statistics of their own; R replicas hold S / R groups each. Either way the
+    result does not depend on R.
+
+    The moving statistics move once a step, by those of the batch, or by the
+    mean over its groups. At inference the layer is Keras' own, and the weights
+    are the same in the same order, so they can be handed from one to the other.
+    Statistics are float32 whatever the compute dtype.
 
     Args:
-        splits: S, groups of the global batch, at least 1, a multiple of the
-            number of replicas; it must divide the size of the batch. MoCo's
-            is 8.
+        splits: None, or S, groups of the global batch: at least 1, a multiple
+            of the number of replicas; it must divide the size of the batch.
+            MoCo's is 8.
         axis: -1, the last: no other is supported.
         **kwargs: `momentum`, `epsilon`, `gamma_initializer` and so on of
             `keras.layers.BatchNormalization`.
 
     Raises:
         ValueError: if `splits` is smaller than 1, if an argument is given that
-            split groups do not have; when called, if `splits` does not fit
-            the replicas or the batch.
+            this layer does not have; when called, if `splits` does not fit
+            the replicas or the batch, or with a mask.
     """
 
-    def __init__(self, splits, axis=-1, **kwargs):
-        if splits < 1:
+    def __init__(self, splits=None, axis=-1, **kwargs):
+        if splits is not None and splits < 1:
             raise ValueError(
                 "`splits` must be at least 1: the groups of the global batch. "
                 f"Received: splits={splits}"
             )
         if axis != -1:
             raise ValueError(
-                "`axis` must be -1: groups are normalised over all but the "
-                f"last axis. Received: axis={axis}"
+                "`axis` must be -1: all but the last axis are averaged over. "
+                f"Received: axis={axis}"
             )
         for argument in ("synchronized", "renorm"):
             if kwargs.get(argument):
                 raise ValueError(
-                    f"`{argument}` must be False: each group has its own "
-                    f"statistics. Received: {argument}={kwargs[argument]}"
+                    f"`{argument}` must be False: that is Keras' own, and "
+                    "statistics are those of the global batch anyway. "
+                    f"Received: {argument}={kwargs[argument]}"
                 )
         super().__init__(axis=axis, **kwargs)
-        self.splits = int(splits)
+        self.splits = splits
 
     def call(self, inputs, training=None, mask=None):
         """(b, ..., C) -> the same shape; b is the batch on this replica."""
@@ -67,43 +73,64 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         if mask is not None:
             raise ValueError(
                 "`mask` must be None in training: padding would count as part "
-                f"of its group. Received: mask={mask}"
+                f"of the batch. Received: mask={mask}"
             )
+        inputs = tf.cast(inputs, self.compute_dtype)
+        if self.splits is None:
+            return self._normalize_batch(inputs)
         return self._normalize_groups(inputs)
+
+    def _normalize_batch(self, inputs):
+        axes = list(range(len(inputs.shape) - 1))
+        mean, variance = tf.nn.moments(tf.cast(inputs, tf.float32), axes)
+        if distribute.num_replicas() > 1:
+            # Those of the whole from those of equal parts. Relative to what
+            # the mean was, or small variances were lost beside large means.
+            origin = tf.convert_to_tensor(self.moving_mean)
+            mean, mean_square = distribute.mean(
+                [mean - origin, variance + tf.square(mean - origin)]
+            )
+            variance = tf.maximum(mean_square - tf.square(mean), 0.0)
+            mean += origin
+        self._move_statistics(mean, variance)
+        return self._scale(inputs, mean, variance)
 
     def _normalize_groups(self, inputs):
         groups = _groups_per_replica(self.splits)
         _check_batch(inputs.shape[0], groups, self.splits)
         shape = tf.shape(inputs)
-        x = tf.cast(inputs, tf.float32)
         # (b, ..., C) -> (groups, b / groups, ..., C)
-        x = tf.reshape(x, tf.concat([[groups, -1], shape[1:]], axis=0))
+        x = tf.reshape(inputs, tf.concat([[groups, -1], shape[1:]], axis=0))
         within = list(range(1, len(x.shape) - 1))
-        means, variances = tf.nn.moments(x, within, keepdims=True)
-        x = tf.nn.batch_normalization(
+        means, variances = tf.nn.moments(
+            tf.cast(x, tf.float32), within, keepdims=True
+        )
+        self._move_statistics(
+            *distribute.mean(
+                [
+                    tf.reshape(tf.reduce_mean(moments, axis=0), [-1])
+                    for moments in (means, variances)
+                ]
+            )
+        )
+        outputs = tf.reshape(self._scale(x, means, variances), shape)
+        return tf.ensure_shape(outputs, inputs.shape)
+
+    def _scale(self, x, mean, variance):
+        return tf.nn.batch_normalization(
             x,
-            means,
-            variances,
+            mean,
+            variance,
             tf.cast(self.beta, tf.float32) if self.center else None,
             tf.cast(self.gamma, tf.float32) if self.scale else None,
             self.epsilon,
         )
-        self._move_statistics(means, variances)
-        outputs = tf.cast(tf.reshape(x, shape), self.compute_dtype)
-        outputs.set_shape(inputs.shape)
-        return outputs
 
-    def _move_statistics(self, means, variances):
-        """Updates the moving statistics from (groups, 1, ..., C) moments."""
-        new_mean, new_variance = distribute.mean(
-            [
-                tf.reshape(tf.reduce_mean(moments, axis=0), [-1])
-                for moments in (means, variances)
-            ]
-        )
+    def _move_statistics(self, mean, variance):
+        """Updates the moving statistics by (C,) moments, alike on replicas."""
         for variable, new in (
-            (self.moving_mean, new_mean),
-            (self.moving_variance, new_variance),
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
         ):
             old = tf.convert_to_tensor(variable)
             variable.assign(
@@ -130,15 +157,10 @@ def convert_batch_norm(network, *, splits=None, momentum=0.9, epsilon=1e-5):
             )
             backbone = ressl_tf.convert_batch_norm(backbone)
 
-    Without `splits` only Keras' own layers remain, also of a network that had
-    split ones: it can then be saved and loaded without ressl_tf.
-
     Args:
         network: functional or built sequential `keras.Model`; models inside
             are converted, too.
-        splits: None for statistics of the whole global batch
-            (`synchronized=True`), or S, its number of groups, for
-            `SplitBatchNormalization`.
+        splits: as in `BatchNormalization`.
         momentum: weight of the old moving statistics, in [0, 1), or None to
             keep that of each layer (keras.applications: 0.99 or 0.999, for
             long training with large batches).
@@ -165,23 +187,29 @@ def convert_batch_norm(network, *, splits=None, momentum=0.9, epsilon=1e-5):
             f"Received: epsilon={epsilon}"
         )
 
-    def convert(layer):
-        if not isinstance(layer, keras.layers.BatchNormalization):
-            _check_holds_none(layer)
-            return _same(layer)
-        config = _config(layer)
+    def convert(config):
         if momentum is not None:
             config["momentum"] = momentum
         if epsilon is not None:
             config["epsilon"] = epsilon
-        if splits is None:
-            config.pop("splits", None)
-            config["synchronized"] = True
-            return keras.layers.BatchNormalization(**config)
         config.update(splits=splits, synchronized=False)
-        return SplitBatchNormalization(**config)
+        return BatchNormalization(**config)
 
-    return _rebuild(network, convert)
+    return _replace_batch_norm(network, convert)
+
+
+def plain_batch_norm(network):
+    """A copy of a network whose batch normalisation is Keras' own again.
+
+    For one device, and to be saved and loaded without ressl_tf. Arguments,
+    results and errors are those of `convert_batch_norm`.
+    """
+
+    def convert(config):
+        config.pop("splits", None)
+        return keras.layers.BatchNormalization(**config)
+
+    return _replace_batch_norm(network, convert)
 
 
 def copy(network):
@@ -209,7 +237,7 @@ def check(networks):
 
     Returns:
         S, the number of groups that the global batch is split into, or None
-        if no layer is a `SplitBatchNormalization`.
+        if it is not.
 
     Raises:
         ValueError: if split and other layers are mixed, if the numbers of
@@ -218,22 +246,19 @@ def check(networks):
             other statistics on each.
     """
     layers = [layer for layer in _batch_norms(networks) if layer.trainable]
-    split = [
-        layer for layer in layers if isinstance(layer, SplitBatchNormalization)
-    ]
+    split = [layer for layer in layers if _splits(layer) is not None]
     if not split:
         _check_synchronized(layers)
         return None
     for layer in layers:
-        splits = getattr(layer, "splits", None)
-        if splits != split[0].splits:
+        if _splits(layer) != split[0].splits:
             raise ValueError(
                 "All batch normalisation must split the batch alike: pass the "
                 "same `bn_splits` to make_backbone, make_projector and "
                 "make_predictor, or ressl_tf.convert_batch_norm(network, "
                 "splits=...). "
                 f"Received: splits={split[0].splits} of {split[0].name!r}, "
-                f"splits={splits} of {layer.name!r}"
+                f"splits={_splits(layer)} of {layer.name!r}"
             )
     _groups_per_replica(split[0].splits)
     return split[0].splits
@@ -321,7 +346,7 @@ def _check_synchronized(layers):
     if distribute.num_replicas() == 1:
         return
     for layer in layers:
-        if not layer.synchronized:
+        if not (isinstance(layer, BatchNormalization) or layer.synchronized):
             raise ValueError(
                 f"Batch normalisation {layer.name!r} is not synchronised: its "
                 "statistics would differ between the "
@@ -330,6 +355,10 @@ def _check_synchronized(layers):
                 "them there: ressl_tf.convert_batch_norm(network). "
                 "Received: synchronized=False"
             )
+
+
+def _splits(layer):
+    return getattr(layer, "splits", None)  # Keras' own layer has none
 
 
 def _check_holds_none(layer):
@@ -353,6 +382,18 @@ def _batch_norms(networks):
         for layer in network._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
+
+
+def _replace_batch_norm(network, convert):
+    """A copy; `convert` makes a layer of the old one's configuration."""
+
+    def replace(layer):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return convert(_config(layer))
+        _check_holds_none(layer)
+        return _same(layer)
+
+    return _rebuild(network, replace)
 
 
 def _rebuild(network, replace):

@@ -175,7 +175,7 @@ def fetch(steps, make, service, start_step):
         # Each worker leaves out what its number in the list does not give it,
         # and of these parts only one is wanted here: the job is that worker's
         # alone. With one job for all, nothing fixes the order in which their
-        # batches arrive: a coordinated read skips a worker after 0.1 seconds.
+        # batches arrive: even a coordinated read skips a worker that is late.
         part = _sharded(steps).take_while(
             lambda step, what: (step - start_step) % number == turn
         )

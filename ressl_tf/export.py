@@ -223,12 +223,8 @@ def _branch_encoder(config, workdir, model, branch):
             f"Received: branch={branch!r}"
         )
     workdir_lib.restore(workdir, model)
-    backbone = getattr(model, branch).backbone
-    if model.bn_splits:
-        # Fine-tuning has one batch, and needs no class of ours.
-        backbone = batch_norm.convert_batch_norm(
-            backbone, momentum=None, epsilon=None
-        )
+    # Fine-tuning and serving need no class of ours.
+    backbone = batch_norm.plain_batch_norm(getattr(model, branch).backbone)
     return recipe.make_encoder(config, backbone)
 
 

@@ -9,9 +9,7 @@ images to average-pooled features.
 
 from tensorflow import keras
 
-from ressl_tf import distribute
-from ressl_tf import keras_compat
-from ressl_tf.batch_norm import SplitBatchNormalization
+from ressl_tf.batch_norm import BatchNormalization
 
 # name -> (kind of block, blocks per stage)
 RESNETS = {
@@ -43,7 +41,7 @@ def make_backbone(
             have 64. All other widths follow by doubling.
         zero_init_last_gamma: whether each block starts as the identity.
         bn_splits: S, at least 1: batch normalisation by S groups of the
-            global batch (`batch_norm.SplitBatchNormalization`), or None for
+            global batch (`batch_norm.BatchNormalization`), or None for
             statistics of the whole global batch.
 
     Returns:
@@ -238,19 +236,13 @@ def _dense(units, name, **kwargs):
 
 
 def _batch_norm(name, bn_splits, zero_gamma=False):
-    kwargs = {
-        "momentum": 0.9,
-        "epsilon": 1e-5,
-        "gamma_initializer": "zeros" if zero_gamma else "ones",
-        "name": name,
-    }
-    if bn_splits is not None:
-        return SplitBatchNormalization(bn_splits, **kwargs)
-    # One device has nothing to synchronise with. But in Keras 2 it would then
-    # use a fused kernel that moves the variance by n / (n - 1) more, and one
-    # device would not equal several.
-    synchronized = distribute.num_replicas() > 1 or not keras_compat.KERAS_3
-    return keras.layers.BatchNormalization(synchronized=synchronized, **kwargs)
+    return BatchNormalization(
+        splits=bn_splits,
+        momentum=0.9,
+        epsilon=1e-5,
+        gamma_initializer="zeros" if zero_gamma else "ones",
+        name=name,
+    )
 
 
 def _check_bn_splits(bn_splits):

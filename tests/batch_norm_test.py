@@ -5,7 +5,7 @@ from tensorflow import keras
 
 import ressl_tf
 from ressl_tf import batch_norm
-from ressl_tf.batch_norm import SplitBatchNormalization
+from ressl_tf.batch_norm import BatchNormalization
 
 MOMENTUM = 0.8
 EPSILON = 1e-2
@@ -20,7 +20,7 @@ def values(*shape, seed=0):
 
 def make_layer(splits, shape, **kwargs):
     """A built layer with weights unlike the initial ones."""
-    layer = SplitBatchNormalization(
+    layer = BatchNormalization(
         splits, momentum=MOMENTUM, epsilon=EPSILON, **kwargs
     )
     layer.build((None, *shape[1:]))
@@ -68,10 +68,10 @@ class SlowSplit:
 @pytest.mark.core
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("shape", [(12, 3), (6, 4, 5, 3)])
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("splits", [None, 1, 3])
 def test_equals_slow_groups(splits, shape, jit_compile):
     layer = make_layer(splits, shape)
-    slow = SlowSplit(splits, layer.get_weights())
+    slow = SlowSplit(splits or 1, layer.get_weights())
     step = tf.function(
         lambda x: layer(x, training=True), jit_compile=jit_compile
     )
@@ -84,10 +84,11 @@ def test_equals_slow_groups(splits, shape, jit_compile):
         )
 
 
+@pytest.mark.parametrize("splits", [None, 3])
 @pytest.mark.parametrize("shape", [(12, 3), (6, 4, 5, 3)])
-def test_gradients_by_hand(shape):
-    splits = 3
+def test_gradients_by_hand(shape, splits):
     layer = make_layer(splits, shape)
+    splits = splits or 1
     x, upstream = values(*shape), values(*shape, seed=5)
     with tf.GradientTape() as tape:
         inputs = tf.constant(x)
@@ -114,8 +115,9 @@ def test_gradients_by_hand(shape):
         np.testing.assert_allclose(gradient, by_hand, rtol=1e-3, atol=1e-4)
 
 
-def test_one_group_is_keras_own():
-    split = make_layer(1, (6, 4, 4, 3))
+@pytest.mark.parametrize("splits", [None, 1])
+def test_one_group_is_keras_own(splits):
+    split = make_layer(splits, (6, 4, 4, 3))
     # Synchronised, because Keras 2's fused kernel corrects the variance.
     own = keras.layers.BatchNormalization(
         momentum=MOMENTUM, epsilon=EPSILON, synchronized=True
@@ -149,7 +151,7 @@ def test_inference_is_keras_own(frozen):
 
 
 def test_without_gamma_and_beta():
-    layer = SplitBatchNormalization(2, center=False, scale=False, epsilon=1e-7)
+    layer = BatchNormalization(2, center=False, scale=False, epsilon=1e-7)
     x = np.float32([[1.0], [3.0], [10.0], [30.0]])
     np.testing.assert_allclose(
         layer(x, training=True), [[-1], [1], [-1], [1]], atol=1e-4
@@ -210,7 +212,7 @@ def local_copies(strategy, variable):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("splits", [2, 4])
+@pytest.mark.parametrize("splits", [None, 2, 4])
 def test_two_replicas_equal_one(two_replicas, splits):
     shape = (8, 3, 3, 2)
     upstream = values(*shape, seed=9)
@@ -270,7 +272,7 @@ def test_keeps_its_splits_when_saved_and_cloned(tmp_path):
     expected = np.asarray(model(x, training=True))
     for other in (loaded, clone):
         layer = other.get_layer("hidden_bn")
-        assert isinstance(layer, SplitBatchNormalization)
+        assert isinstance(layer, BatchNormalization)
         assert (layer.splits, layer.momentum, layer.epsilon) == (2, 0.9, 1e-5)
         np.testing.assert_allclose(other(x, training=True), expected)
         np.testing.assert_allclose(
@@ -423,21 +425,23 @@ def test_converts_keras_applications(name):
     )
     originals = batch_norms(network)
     assert len(originals) == count
-    # Both ways in turn, so that split layers are converted back, too.
-    for splits in (4, None):
-        converted = ressl_tf.convert_batch_norm(
-            network, splits=splits, momentum=None, epsilon=None
-        )
+    # In turn: what was converted is converted again, and back.
+    for splits in (4, None, "plain"):
+        if splits == "plain":
+            converted = batch_norm.plain_batch_norm(network)
+        else:
+            converted = ressl_tf.convert_batch_norm(
+                network, splits=splits, momentum=None, epsilon=None
+            )
         for old, new in zip(originals, batch_norms(converted), strict=True):
             assert new.name == old.name
             assert new.momentum == old.momentum
             assert new.epsilon == old.epsilon
-            if splits is None:
+            if splits == "plain":
                 assert type(new) is keras.layers.BatchNormalization
-                assert new.synchronized
             else:
-                assert type(new) is SplitBatchNormalization
-                assert new.splits == 4
+                assert type(new) is BatchNormalization
+                assert new.splits == splits
         assert converted.name == network.name
         for a, b in zip(
             network.get_weights(), converted.get_weights(), strict=True
@@ -487,8 +491,8 @@ def test_converts_models_inside_models(splits):
     for layer in layers:
         assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
         assert layer.trainable == (layer.name != "frozen_bn")
-        assert getattr(layer, "splits", None) == splits
-        assert layer.synchronized == (splits is None)
+        assert type(layer) is BatchNormalization
+        assert layer.splits == splits
     assert len(converted.weights) == len(network.weights)
 
     images = values(4, 4, 4, 3)
@@ -550,14 +554,13 @@ def test_conversion_keeps_the_precision():
         assert converted(values(2, 3)).dtype == "float32"
 
 
-def test_a_converted_network_needs_no_ressl_tf():
+@pytest.mark.parametrize("splits", [None, 2])
+def test_a_plain_network_needs_no_ressl_tf(splits):
     network = ressl_tf.make_backbone(
-        "resnet18", (8, 8, 3), width=2, bn_splits=2
+        "resnet18", (8, 8, 3), width=2, bn_splits=splits
     )
-    plain = ressl_tf.convert_batch_norm(network, momentum=None, epsilon=None)
-    config = plain.to_json()
-    assert "Split" not in config and "ressl_tf" not in config
-    assert "Split" in network.to_json()
+    assert "ressl_tf" in network.to_json()
+    assert "ressl_tf" not in batch_norm.plain_batch_norm(network).to_json()
 
 
 @pytest.mark.core
@@ -577,7 +580,10 @@ def test_converts_under_a_strategy(two_replicas):
 @pytest.mark.core
 def test_a_copy_keeps_how_batches_are_normalised():
     # The configuration of Keras 2's layer does not say that it is.
-    synchronized = ressl_tf.convert_batch_norm(nested_network())
+    synchronized = nested_network()
+    for layer in batch_norms(synchronized):
+        layer.synchronized = True
+        layer.fused = False
     split = ressl_tf.make_projector(3, 4, 2, bn_splits=2)
     own = nested_network()
     for network in (synchronized, split, own):
@@ -703,11 +709,12 @@ def test_check_refuses_a_mixture(splits, message):
 
 @pytest.mark.core
 def test_check_under_two_replicas(two_replicas):
-    outside = ressl_tf.make_projector(3, 4, 2)
+    outside = around(keras.layers.BatchNormalization(name="own"))
+    synchronized = around(keras.layers.BatchNormalization(synchronized=True))
     with two_replicas.scope():
-        assert batch_norm.check([ressl_tf.make_projector(3, 4, 2)]) is None
+        assert batch_norm.check([*projectors(None), synchronized]) is None
         assert batch_norm.check(projectors(2)) == 2
-        with pytest.raises(ValueError, match="'hidden_bn' is not synchronised"):
+        with pytest.raises(ValueError, match="'own' is not synchronised"):
             batch_norm.check([outside])
         with pytest.raises(
             ValueError, match="multiple of the 2 replicas, such as 4.*splits=3"
@@ -730,7 +737,7 @@ def test_check_under_two_replicas(two_replicas):
 )
 def test_bad_values(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        SplitBatchNormalization(**kwargs)
+        BatchNormalization(**kwargs)
 
 
 def test_masks_are_refused():

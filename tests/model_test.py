@@ -393,9 +393,11 @@ def test_split_batch_norm_shuffles_the_teacher_alone():
 @pytest.mark.core
 def test_the_teacher_keeps_what_batch_norm_is(two_replicas):
     with two_replicas.scope():
-        model = tiny_model()
-    for branch in (model.student, model.teacher):
-        assert branch.projector.get_layer("hidden_bn").synchronized
+        inputs = keras.Input((5,))
+        layer = keras.layers.BatchNormalization(synchronized=True, name="bn")
+        projector = keras.Model(inputs, layer(inputs))
+        model = ressl_tf.ReSSL(tiny_networks()[0], projector, queue_size=10)
+    assert model.teacher.projector.get_layer("bn").synchronized
 
 
 def test_networks_that_would_differ_between_replicas(two_replicas):

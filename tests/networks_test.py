@@ -3,7 +3,7 @@ import pytest
 from tensorflow import keras
 
 import ressl_tf
-from ressl_tf.batch_norm import SplitBatchNormalization
+from ressl_tf.batch_norm import BatchNormalization
 
 # torchvision's counts with the classifier of 1000 classes.
 TORCHVISION = {
@@ -150,13 +150,8 @@ def test_batch_norm_is_torchs():
     assert len(layers) == 20
     for layer in layers:
         assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
-        assert not layer.synchronized
-
-
-def test_batch_norm_is_synchronised_over_replicas(two_replicas):
-    with two_replicas.scope():
-        model = ressl_tf.make_backbone("resnet18", width=2)
-    assert model.get_layer("stem_bn").synchronized
+        assert isinstance(layer, BatchNormalization)
+        assert layer.splits is None
 
 
 @pytest.mark.core
@@ -185,7 +180,7 @@ def test_batch_norm_may_be_split(zero_init):
         ]
         assert len(layers) == count
         for layer in layers:
-            assert isinstance(layer, SplitBatchNormalization)
+            assert isinstance(layer, BatchNormalization)
             assert (layer.splits, layer.momentum, layer.epsilon) == (
                 4,
                 0.9,
