@@ -237,9 +237,8 @@ def queue_flops_share(queue_size, dim, backbone=BACKBONES["resnet50"]):
 def exchanges(run):
     """What the devices tell each other in a step.
 
-    Keras' synchronised batch normalisation adds up three vectors over all
-    devices (sum, sum of squares, count) in each forward pass, and two in the
-    backward pass.
+    `batch_norm.BatchNormalization` averages one vector of 2 C numbers over all
+    devices in each forward pass, and another in the backward pass.
 
     Args:
         run: `Run`.
@@ -251,8 +250,8 @@ def exchanges(run):
     projector, predictor = heads(run)
     teacher = (run.backbone, projector)
     student = (run.backbone, projector, predictor)
-    student_passes = (3 + 2) * len(run.views.student)
-    teacher_passes = 3 * run.views.teacher
+    student_passes = 2 * len(run.views.student)  # forward and backward
+    teacher_passes = run.views.teacher
 
     def batch_norm(field):
         return student_passes * sum(
@@ -263,7 +262,7 @@ def exchanges(run):
         "gradients": (1, FLOAT32 * sum(n.parameters for n in student)),
         "batch_norm": (
             batch_norm("bn_layers"),
-            FLOAT32 * batch_norm("bn_channels"),
+            FLOAT32 * 2 * batch_norm("bn_channels"),
         ),
         "keys": (1, FLOAT32 * run.batch_size * run.dim),
         "metrics": (1, FLOAT32 * (6 + 2 * run.dim)),
