@@ -7,6 +7,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
+# Processes that test at once; each takes up to 4 GB.
+JOBS ?= 2
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -16,17 +19,17 @@ demo: $(INSTALLED)
 	$(RUN) -m tools.demo --workdir=$(DEMO)
 
 test: $(INSTALLED) lint
-	$(RUN) -m pytest
+	$(RUN) $(PYTEST)
 
 test-fast: $(INSTALLED)
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 # What has to work on Keras 2, and on TensorFlow 2.15 with Addons.
 test-keras2: $(VENV)-keras2/.installed
-	TF_USE_LEGACY_KERAS=1 $(VENV)-keras2/bin/python -m pytest -m core
+	TF_USE_LEGACY_KERAS=1 $(VENV)-keras2/bin/python $(PYTEST) -m core
 
 test-addons: $(VENV)-addons/.installed
-	$(VENV)-addons/bin/python -m pytest -m core
+	$(VENV)-addons/bin/python $(PYTEST) -m core
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check

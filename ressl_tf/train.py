@@ -98,15 +98,27 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
         model = recipe.make_model(config, durations)
     labelled = _labelled_sets(config, train_set)
 
+    def make_dataset(start_step):
+        return data.distribute_train_dataset(
+            strategy,
+            reader,
+            batch_size=settings["batch_size"],
+            student_views=(views["student"],),
+            teacher_views=(views["teacher"],),
+            seed=config["seed"],
+            start_step=start_step,
+            service=data_service,
+        )
+
+    checkpoint, done = workdir_lib.latest_checkpoint(workdir)
+    dataset = make_dataset(done)
+
     workdir_lib.claim(own, config)
     manager = workdir_lib.checkpoint_manager(
         own, model, keep=config["monitor"]["keep_checkpoints"]
     )
-    done = 0
-    checkpoint = workdir_lib.latest_checkpoint(workdir)
     if checkpoint:
         manager.checkpoint.restore(checkpoint).assert_existing_objects_matched()
-        done = int(tf.convert_to_tensor(model.step))
         logger.info("resuming from step %d", done)
     _check_workers_agree(strategy, config, done)
     workdir_lib.truncate_metrics(own, done)
@@ -149,16 +161,7 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
                 steps_per_execution=_steps_per_execution(config, steps),
             )
             model.fit(
-                data.distribute_train_dataset(
-                    strategy,
-                    reader,
-                    batch_size=settings["batch_size"],
-                    student_views=(views["student"],),
-                    teacher_views=(views["teacher"],),
-                    seed=config["seed"],
-                    start_step=done,
-                    service=data_service,
-                ),
+                dataset,
                 initial_epoch=epoch,
                 epochs=epoch + epochs,
                 steps_per_epoch=steps,
@@ -168,6 +171,8 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
             )
             done = int(tf.convert_to_tensor(model.step))
             stopped = model.stop_training
+            if done < durations.total and not stopped:
+                dataset = make_dataset(done)
     if done < durations.total:
         logger.warning(
             "stopped at step %d of %d; the same command continues",
@@ -339,23 +344,33 @@ def _check(config):
             f"`train.precision` must be one of {', '.join(PRECISIONS)}. "
             f"Received: train.precision={precision!r}"
         )
-    monitor_settings = config["monitor"]
-    for key, lowest in (
-        ("log_every_steps", 1),
-        ("eval_every_epochs", 0),
-        ("knn_neighbours", 1),
-        ("checkpoint_every_epochs", 1),
-        ("keep_checkpoints", 1),
+    for part, key, lowest in (
+        ("train", "steps_per_execution", 1),
+        ("monitor", "log_every_steps", 1),
+        ("monitor", "eval_every_epochs", 0),
+        ("monitor", "knn_neighbours", 1),
+        ("monitor", "checkpoint_every_epochs", 1),
+        ("monitor", "keep_checkpoints", 1),
     ):
-        if monitor_settings[key] < lowest:
+        if config[part][key] < lowest:
             raise ValueError(
-                f"`monitor.{key}` must be at least {lowest}. "
-                f"Received: monitor.{key}={monitor_settings[key]}"
+                f"`{part}.{key}` must be at least {lowest}. "
+                f"Received: {part}.{key}={config[part][key]}"
             )
-    if not monitor_settings["knn_temperature"] > 0:
+    temperature = config["monitor"]["knn_temperature"]
+    if not temperature > 0:
         raise ValueError(
-            "`monitor.knn_temperature` must be above 0. Received: "
-            f"monitor.knn_temperature={monitor_settings['knn_temperature']}"
+            "`monitor.knn_temperature` must be above 0. "
+            f"Received: monitor.knn_temperature={temperature}"
+        )
+    bn_splits, batch_size = (
+        config["method"]["bn_splits"],
+        config["train"]["batch_size"],
+    )
+    if bn_splits and batch_size % bn_splits:
+        raise ValueError(
+            "`method.bn_splits` must divide `train.batch_size` "
+            f"({batch_size}). Received: method.bn_splits={bn_splits}"
         )
 
 

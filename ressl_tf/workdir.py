@@ -140,8 +140,13 @@ def truncate_metrics(workdir, step):
 
 
 def latest_checkpoint(workdir):
-    """Path of the last checkpoint of the run in `workdir`, or None."""
-    return tf.train.latest_checkpoint(str(Path(workdir) / "checkpoints"))
+    """The last checkpoint of the run in `workdir`.
+
+    Returns:
+        (path, number of steps done); (None, 0) if there is none.
+    """
+    path = tf.train.latest_checkpoint(str(Path(workdir) / "checkpoints"))
+    return path, int(path.rpartition("-")[2]) if path else 0
 
 
 def checkpoint_manager(workdir, model, keep=2):

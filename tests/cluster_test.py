@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from processes import free_ports
+from processes import tf_config
 
 from ressl_tf import cluster
 from ressl_tf import rendezvous
@@ -58,18 +60,6 @@ except cluster.ClusterError as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 """
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
-def tf_config(jobs, task="worker", index=0):
-    return json.dumps({"cluster": jobs, "task": {"type": task, "index": index}})
 
 
 @pytest.fixture

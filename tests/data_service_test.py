@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
+from processes import free_ports
 
 from ressl_tf import augment
 from ressl_tf import data
 from ressl_tf import data_service
 from ressl_tf import readers
+from ressl_tf import train
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_STEPS = 8  # An epoch has 5 of them.
@@ -61,16 +63,6 @@ def assert_same(left, right):
     for one, other in zip(left, right, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("localhost", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 SERVERS = """
@@ -235,6 +227,23 @@ def test_compiled_views_in_processes_of_their_own():
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_a_run_through_a_service_is_the_run(two_workers, tmp_path, monkeypatch):
+    tiny.lighten(monkeypatch)
+    config = tiny.make_config(
+        tiny.write_images(tmp_path), {"train.epochs": 2.0}
+    )
+    direct = train.train(config, tmp_path / "direct")
+    train.train(
+        config, tmp_path / "run", stop_at_step=5, data_service=two_workers
+    )
+    through = train.train(config, tmp_path / "run", data_service=two_workers)
+    assert through.step == direct.step == 8
+    for a, b in zip(
+        through.model.variables, direct.model.variables, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def start_tool(*flags):

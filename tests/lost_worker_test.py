@@ -1,6 +1,5 @@
 """A worker is killed in the middle of a run; the same commands go on."""
 
-import json
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from replicas_test import free_ports
+from processes import two_workers
 
 from ressl_tf import workdir as workdir_lib
 
@@ -40,17 +39,10 @@ def get_config(arg=None):
 """
 
 
-def start(folder, name, *flags, task=None):
+def start(folder, name, *flags, tf_config=None):
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    if task is not None:
-        addresses, index = task
-        environment["TF_CONFIG"] = json.dumps(
-            {
-                "cluster": {"worker": addresses},
-                "task": {"type": "worker", "index": index},
-            }
-        )
-        flags = ["--strategy=multi_worker", "--cluster_timeout=120"]
+    if tf_config is not None:
+        environment["TF_CONFIG"] = tf_config
     return subprocess.Popen(
         [
             sys.executable,
@@ -69,8 +61,11 @@ def start(folder, name, *flags, task=None):
 
 
 def start_cluster(folder, name):
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    return [start(folder, name, task=(addresses, index)) for index in range(2)]
+    flags = "--strategy=multi_worker", "--cluster_timeout=120"
+    return [
+        start(folder, name, *flags, tf_config=tf_config)
+        for tf_config in two_workers()
+    ]
 
 
 def wait_for(path, processes):

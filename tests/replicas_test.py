@@ -1,8 +1,6 @@
 """The same run on 1, 2 and 4 replicas and on 2 workers: the same numbers."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from processes import two_workers
 
 from ressl_tf import workdir as workdir_lib
 
@@ -27,17 +26,11 @@ MEASURED = (
 SECONDS = 300
 
 
-def start(folder, name, *flags, settings=SETTINGS, task=None):
-    """Starts a run; `task` is (addresses, index) of a cluster's worker."""
+def start(folder, name, *flags, settings=SETTINGS, tf_config=None):
+    """Starts a run; with `tf_config`, as a worker of a cluster."""
     environment = dict(os.environ, PYTHONPATH=str(PROGRAM.parent.parent))
-    if task is not None:
-        addresses, index = task
-        environment["TF_CONFIG"] = json.dumps(
-            {
-                "cluster": {"worker": addresses},
-                "task": {"type": "worker", "index": index},
-            }
-        )
+    if tf_config is not None:
+        environment["TF_CONFIG"] = tf_config
     return subprocess.Popen(
         [
             sys.executable,
@@ -55,30 +48,12 @@ def start(folder, name, *flags, settings=SETTINGS, task=None):
     )
 
 
-def start_cluster(folder, name, *flags, **kwargs):
+def start_cluster(folder, name):
     """Starts two workers on this machine."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     return [
-        start(
-            folder,
-            name,
-            "--strategy=multi_worker",
-            *flags,
-            task=(addresses, index),
-            **kwargs,
-        )
-        for index in range(2)
+        start(folder, name, "--strategy=multi_worker", tf_config=tf_config)
+        for tf_config in two_workers()
     ]
-
-
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def finish(*processes):

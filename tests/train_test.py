@@ -14,6 +14,7 @@ from ressl_tf import data
 from ressl_tf import model as model_lib
 from ressl_tf import monitor
 from ressl_tf import recipe
+from ressl_tf import shards
 from ressl_tf import train
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation import features
@@ -231,6 +232,28 @@ def test_another_config_in_the_same_folder_is_refused(whole):
 
 
 @pytest.mark.core
+def test_streamed_images(source, tmp_path, caplog):
+    folder = tmp_path / "tfds"
+    shards.write_shards(source, "tiny", folder, num_shards=3)
+    config = tiny.make_config(
+        "tfds:tiny",
+        {
+            "data.data_dir": str(folder),
+            "data.stream": True,
+            "data.lanes": 4,
+            "monitor.eval_every_epochs": 1,
+        },
+    )
+    whole = train.train(config, tmp_path / "whole")
+    assert whole.step == TOTAL
+    assert "no k-NN score" in caplog.text and "data.stream" in caplog.text
+    train.train(config, tmp_path / "run", stop_at_step=5)
+    resumed = train.train(config, tmp_path / "run")
+    assert_same(all_values(resumed.model), all_values(whole.model))
+    losses = [row["loss"] for row in workdir_lib.read_metrics(tmp_path / "run")]
+    assert len(losses) == 7 and np.isfinite(losses).all()
+
+
 def test_a_last_epoch_that_is_not_whole(source, tmp_path):
     changes = {"train.epochs": 1.5, "monitor.eval_every_epochs": 1}
     changes["monitor.log_every_steps"] = 4
@@ -396,6 +419,9 @@ def test_a_queue_as_large_as_the_data_set(
         ({"monitor.keep_checkpoints": 0}, "`monitor.keep_checkpoints` .*=0"),
         ({"method.teacher_temperature": 0.1}, "must be smaller than `stud"),
         ({"data.source": "npz:nowhere"}, "`source` .*npz:nowhere"),
+        ({"data.stream": True}, "tools.make_shards"),
+        ({"train.steps_per_execution": 0}, "`train.steps_per_.*=0"),
+        ({"method.bn_splits": 3}, r"`method.bn_splits` .*\(16\).*=3"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_the_folder_is_claimed(
@@ -403,6 +429,16 @@ def test_a_wrong_setting_is_refused_before_the_folder_is_claimed(
 ):
     with pytest.raises(ValueError, match=message):
         train.train(tiny.make_config(source, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_service_is_refused_before_the_folder_is_claimed(
+    source, tmp_path
+):
+    with pytest.raises(ValueError, match="`service` must be.*'nonsense'"):
+        train.train(
+            tiny.make_config(source), tmp_path / "run", data_service="nonsense"
+        )
     assert not (tmp_path / "run").exists()
 
 

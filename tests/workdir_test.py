@@ -147,8 +147,10 @@ def test_restore_needs_a_checkpoint_and_brings_it_back(tmp_path, monkeypatch):
     for number, variable in enumerate(model.variables):
         variable.assign(np.full(variable.shape, number + 1))
     manager = workdir_lib.checkpoint_manager(tmp_path, model, keep=2)
+    assert workdir_lib.latest_checkpoint(tmp_path) == (None, 0)
     for step in (3, 5, 8):
-        manager.save(checkpoint_number=step)
+        path = manager.save(checkpoint_number=step)
+        assert workdir_lib.latest_checkpoint(tmp_path) == (path, step)
     names = {path.name for path in (tmp_path / "checkpoints").glob("*.index")}
     assert names == {"step-5.index", "step-8.index"}
 
