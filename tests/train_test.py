@@ -296,7 +296,15 @@ def test_a_signal_ends_the_run_saved(
     ]
 
 
-def test_a_second_signal_is_not_caught():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: test runners may have it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_a_second_signal_is_not_caught(interruptible):
     with pytest.raises(KeyboardInterrupt), train._stop_signals() as requested:
         assert not requested()
         signal.raise_signal(signal.SIGINT)
