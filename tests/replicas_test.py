@@ -102,8 +102,9 @@ def assert_same(run, other):
     return found
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize(
+    "replicas", [pytest.param(2, marks=pytest.mark.core), 4]
+)
 def test_replicas_equal_one_device(folder, single, replicas):
     name = f"mirrored{replicas}"
     finish(start(folder, name, "--strategy=mirrored", f"--replicas={replicas}"))
