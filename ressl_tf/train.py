@@ -49,7 +49,7 @@ def train(
     strategy. On one CPU n steps, a stop and m steps give bit for bit what
     n + m steps give. A SIGTERM or SIGINT (Ctrl-C) ends the run after the
     current step, saved; in a cluster, where the workers have to agree on it,
-    within `monitor.log_every_steps` steps.
+    within `monitor.log_every_steps` executions.
 
     Args:
         config: the recipe, a nested dict; see `recipe`.
@@ -83,6 +83,7 @@ def train(
 def _train(config, workdir, own, stop_at_step, strategy, data_service):
     """`train`, where `own` is the folder that this worker writes into."""
     _check(config)
+    _check_compilable(config, strategy)
     config = workdir_lib.check(workdir, config)
     settings = config["train"]
     keras.utils.set_random_seed(config["seed"])
@@ -371,6 +372,18 @@ def _check(config):
         raise ValueError(
             "`method.bn_splits` must divide `train.batch_size` "
             f"({batch_size}). Received: method.bn_splits={bn_splits}"
+        )
+
+
+def _check_compilable(config, strategy):
+    replicas = strategy.num_replicas_in_sync
+    if not config["train"]["jit_compile"] or replicas == 1:
+        return
+    if not isinstance(strategy, tf.distribute.TPUStrategy):
+        raise ValueError(
+            "`train.jit_compile` must be False with several replicas: "
+            "TensorFlow cannot compile their exchange. "
+            f"Received: train.jit_compile=True, {replicas} replicas"
         )
 
 

@@ -3,7 +3,7 @@
 Each strategy needs a process of its own: TensorFlow takes a second one's
 collective operations for the first's.
 
-    python tests/cluster_run.py --source=npz:FILE --workdir=DIR --out=FILE ...
+    python tests/cluster_run.py --source=npz:FILE --workdir=DIR --out=NAME ...
 """
 
 import argparse
@@ -51,8 +51,8 @@ def main():
         )
     # By every worker: what each holds a part of, all have to read.
     arrays = state(strategy, run.model)
-    if cluster.is_chief(strategy):
-        np.savez(arguments.out, **arrays)
+    worker = "" if cluster.is_chief(strategy) else "-other"
+    np.savez(f"{arguments.out}{worker}.npz", **arrays)
 
 
 def state(strategy, model):

@@ -37,7 +37,7 @@ def start(folder, name, *flags, settings=SETTINGS, tf_config=None):
             str(PROGRAM),
             f"--source=npz:{folder / 'images.npz'}",
             f"--workdir={folder / name}",
-            f"--out={folder / name}.npz",
+            f"--out={folder / name}",
             *(f"--set={setting}" for setting in settings),
             *flags,
         ],
@@ -119,7 +119,12 @@ def test_replicas_equal_one_device(folder, single, replicas):
 @pytest.mark.core
 def test_workers_equal_one_device(folder, single):
     finish(*start_cluster(folder, "workers"))
-    assert_same(single, folder / "workers")
+    chief = assert_same(single, folder / "workers")
+    other = np.load(f"{folder / 'workers'}-other.npz")
+    # The other worker's copies of everything are the chief's, to the last bit.
+    assert len(other) == len(chief)
+    for name in chief:
+        np.testing.assert_array_equal(other[name], chief[name], err_msg=name)
 
 
 def test_a_run_moves_from_one_device_to_two(folder, single):

@@ -442,6 +442,13 @@ def test_a_wrong_setting_is_refused_before_the_folder_is_claimed(
     assert not (tmp_path / "run").exists()
 
 
+def test_xla_on_several_replicas_is_refused(source, tmp_path, two_replicas):
+    config = tiny.make_config(source, {"train.jit_compile": True})
+    with pytest.raises(ValueError, match="`train.jit_compile` .*, 2 replicas"):
+        train.train(config, tmp_path / "run", strategy=two_replicas)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_service_is_refused_before_the_folder_is_claimed(
     source, tmp_path
 ):
