@@ -6,7 +6,7 @@ Arithmetic and a small simulation, seconds on any machine; docs/scaling.md says
 where its figures come from. --parameters=FILE replaces them: a JSON object with
 any of "device", "input" (as `tools.benchmark host --json` writes it) and
 "reliability", each with some fields of the tuple of that name in
-ressl_tf/scaling.py.
+ressl_tf/scaling/costs.py.
 """
 
 import json
