@@ -4,7 +4,7 @@ Each sub-dict holds the keyword arguments of one function, so that a setting
 is looked up where that function documents it and a typo fails by its name:
 
     data       `data.load` and the pixel statistics `mean` and `std`
-    views      `augment.make_view`, one for "student" and one for "teacher"
+    views      `augment.make_views`, for "student" and one for "teacher"
     backbone   `make_backbone`
     projector  `make_projector`
     predictor  `make_predictor`, and `enabled`
@@ -38,18 +38,22 @@ class Durations(NamedTuple):
 
 
 def make_views(config):
-    """The student's and the teacher's view layers of a recipe."""
+    """The views of a recipe: {"student": layers, "teacher": layers}, tuples.
+
+    A view's `size` is `data.image_size` unless its own is given.
+    """
     # keras-cv is 500 modules: only who trains waits for it.
     from ressl_tf import augment
 
     data = config["data"]
     return {
-        role: augment.make_view(
-            data["image_size"],
-            mean=data["mean"],
-            std=data["std"],
-            name=f"{role}_view",
-            **config["views"][role],
+        role: augment.make_views(
+            **{
+                "size": data["image_size"],
+                "mean": data["mean"],
+                "std": data["std"],
+                **config["views"][role],
+            }
         )
         for role in ("student", "teacher")
     }

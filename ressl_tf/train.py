@@ -18,7 +18,6 @@ from ressl_tf import cluster
 from ressl_tf import data
 from ressl_tf import distribute
 from ressl_tf import monitor
-from ressl_tf import readers
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.model import ReSSL
@@ -104,8 +103,8 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
             strategy,
             reader,
             batch_size=settings["batch_size"],
-            student_views=(views["student"],),
-            teacher_views=(views["teacher"],),
+            student_views=views["student"],
+            teacher_views=views["teacher"],
             seed=config["seed"],
             start_step=start_step,
             service=data_service,
@@ -300,14 +299,14 @@ def _open_data(config):
     """(ImageSet, its reader); None and a reader if images are streamed."""
     settings = config["data"]
     if settings["stream"]:
-        return None, readers.open_reader(
+        return None, data.open_reader(
             split=settings["split"],
             stream=True,
             lanes=settings["lanes"],
             **_source(config),
         )
     train_set = data.load(split=settings["split"], **_source(config))
-    return train_set, readers.MemoryReader(train_set.images)
+    return train_set, data.MemoryReader(train_set.images)
 
 
 def _labelled_sets(config, train_set):

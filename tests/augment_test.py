@@ -10,6 +10,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 from ressl_tf import augment
+from ressl_tf.augment import colors
+from ressl_tf.augment import crops
 
 DATA = pathlib.Path(__file__).parent / "data"
 OPERATIONS = np.load(DATA / "torchvision_ops.npz")
@@ -64,22 +66,22 @@ def test_adjustment_matches_torchvision(name, tolerance, compiled):
 
 def test_factors_are_per_image():
     factors = tf.constant(np.resize(OPERATIONS["contrast_factors"], 6))
-    result = augment.adjust_contrast(IMAGES, factors)
+    result = colors.adjust_contrast(IMAGES, factors)
     for i in range(6):
         expected = OPERATIONS["contrast"][i % 3, i]
         np.testing.assert_allclose(result[i], expected, rtol=0, atol=2e-6)
 
 
 def test_gray_images_have_no_hue_to_turn():
-    gray = augment.to_grayscale(IMAGES)
-    result = augment.adjust_hue(gray, full(0.3))
+    gray = colors.to_grayscale(IMAGES)
+    result = colors.adjust_hue(gray, full(0.3))
     np.testing.assert_array_equal(result, gray)
 
 
 def test_hue_by_hand():
     # A third of a turn takes red to green, green to blue, blue to red.
     colors = tf.constant([[[[1.0, 0, 0], [0, 0.5, 0], [0, 0, 0.25]]]])
-    result = augment.adjust_hue(colors, tf.constant([1 / 3]))
+    result = colors.adjust_hue(colors, tf.constant([1 / 3]))
     expected = [[[[0, 1.0, 0], [0, 0, 0.5], [0.25, 0, 0]]]]
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
@@ -89,31 +91,31 @@ def test_blends_by_hand():
     gray = 0.2989 * 0.8 + 0.587 * 0.4 + 0.114 * 0.2
     half, double = tf.constant([0.5]), tf.constant([2.0])
     np.testing.assert_allclose(
-        augment.adjust_brightness(image, double)[0, 0],
+        colors.adjust_brightness(image, double)[0, 0],
         [[1.0, 0.8, 0.4], [0, 0, 0]],
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        augment.adjust_contrast(image, half)[0, 0],
+        colors.adjust_contrast(image, half)[0, 0],
         np.array([[0.4, 0.2, 0.1], [0, 0, 0]]) + gray / 4,
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        augment.adjust_saturation(image, half)[0, 0],
+        colors.adjust_saturation(image, half)[0, 0],
         [[0.4 + gray / 2, 0.2 + gray / 2, 0.1 + gray / 2], [0, 0, 0]],
         rtol=1e-6,
     )
 
 
 def test_grayscale_matches_torchvision():
-    result = augment.to_grayscale(IMAGES)
+    result = colors.to_grayscale(IMAGES)
     assert result.shape == IMAGES.shape
     expected = np.broadcast_to(OPERATIONS["grayscale"], result.shape)
     np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
 
 
 def test_solarize_matches_torchvision():
-    result = augment.solarize(IMAGES, 0.5)
+    result = colors.solarize(IMAGES, 0.5)
     expected = OPERATIONS["solarize_0.5"]
     np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
 
@@ -123,7 +125,7 @@ def test_solarize_threshold_from_both_sides():
     image = tf.reshape(
         tf.constant([below, at, above], tf.float32), [1, 1, 1, 3]
     )
-    result = augment.solarize(image, 0.5)[0, 0, 0]
+    result = colors.solarize(image, 0.5)[0, 0, 0]
     np.testing.assert_array_equal(result, np.float32([below, 0.5, 0.25]))
 
 
@@ -132,7 +134,7 @@ def test_solarize_threshold_from_both_sides():
 def test_blur_matches_torchvision(kernel_size):
     expected = OPERATIONS[f"blur_k{kernel_size}"]
     for sigma, blurred in zip(OPERATIONS["blur_sigmas"], expected, strict=True):
-        result = augment.gaussian_blur(IMAGES, full(sigma), kernel_size)
+        result = colors.gaussian_blur(IMAGES, full(sigma), kernel_size)
         np.testing.assert_allclose(result, blurred, rtol=0, atol=2e-6)
 
 
@@ -144,7 +146,7 @@ def test_blur_by_hand_on_an_image_that_is_not_square():
     # Reflection: beside column 0 lies column 1, above row 0 row 1 once more.
     rows = np.array([2 * kernel[0], kernel[1], 2 * kernel[0]])
     columns = np.array([kernel[1], kernel[0], 0, 0])
-    result = augment.gaussian_blur(image, tf.constant([1.0]), 3)
+    result = colors.gaussian_blur(image, tf.constant([1.0]), 3)
     expected = rows[:, None] * columns
     np.testing.assert_allclose(result[0, :, :, 0], expected, rtol=1e-6)
 
@@ -154,7 +156,7 @@ def test_jitter_orders_match_torchvision():
     orders = OPERATIONS["jitter_orders"]
     factors = OPERATIONS["jitter_factors"]
     for index in range(len(orders)):
-        result = augment.color_jitter(
+        result = colors.color_jitter(
             IMAGES,
             tf.tile(orders[index : index + 1], [6, 1]),
             *(full(factor) for factor in factors[index]),
@@ -168,7 +170,7 @@ def test_every_jitter_order_equals_the_single_adjustments():
     orders = list(itertools.permutations(range(4)))
     images = tf.repeat(IMAGES[:1], len(orders), axis=0)
     factors = [tf.fill([len(orders)], f) for f in (1.3, 1.4, 1.2, 0.08)]
-    result = augment.color_jitter(
+    result = colors.color_jitter(
         images, tf.constant(orders), *factors, mask=tf.fill([24], True)
     )
     names = ("brightness", "contrast", "saturation", "hue")
@@ -182,7 +184,7 @@ def test_every_jitter_order_equals_the_single_adjustments():
 
 def test_masked_images_keep_their_bits():
     mask = tf.constant([True, False] * 3)
-    result = augment.color_jitter(
+    result = colors.color_jitter(
         IMAGES,
         tf.tile([[3, 1, 0, 2]], [6, 1]),
         *(full(f) for f in (0.7, 1.4, 0.6, 0.1)),
@@ -198,10 +200,10 @@ def test_resized_crop_matches_torchvision(size):
     expected = OPERATIONS[f"resized_crop_{size}"]
     for box, crop in zip(OPERATIONS["crop_boxes"], expected, strict=True):
         boxes = tf.tile(box[None], [6, 1])
-        result = augment.resized_crop(IMAGES, boxes, size)
+        result = crops.resized_crop(IMAGES, boxes, size)
         np.testing.assert_allclose(result, crop, rtol=0, atol=2e-6)
         flip = tf.constant([True, False] * 3)
-        result = augment.resized_crop(IMAGES, boxes, size, flip)
+        result = crops.resized_crop(IMAGES, boxes, size, flip)
         mirrored = crop[::2, :, ::-1]
         np.testing.assert_allclose(result[::2], mirrored, rtol=0, atol=2e-6)
         np.testing.assert_allclose(result[1::2], crop[1::2], rtol=0, atol=2e-6)
@@ -210,7 +212,7 @@ def test_resized_crop_matches_torchvision(size):
 def test_resized_crop_by_hand_stays_inside_the_box():
     row = tf.constant([9.0, 0.0, 1.0, 9.0])
     image = tf.reshape(row, [1, 1, 4, 1])
-    result = augment.resized_crop(image, tf.constant([[0, 1, 1, 2]]), 4)
+    result = crops.resized_crop(image, tf.constant([[0, 1, 1, 2]]), 4)
     for values in result[0, :, :, 0]:
         np.testing.assert_array_equal(values, [0.0, 0.25, 0.75, 1.0])
 
@@ -221,7 +223,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(name):
     size, area = case.split("_")
     height, width = (int(extent) for extent in size.split("x"))
     low, high = (float(fraction) for fraction in area.split("-"))
-    boxes = augment.sample_crop_boxes(
+    boxes = crops.sample_crop_boxes(
         tf.constant([3, 4]), 40_000, height, width, low, high
     )
     top, left, box_height, box_width = np.asarray(boxes, np.float64).T
@@ -255,7 +257,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(name):
 )
 def test_crop_falls_back_to_the_centre(height, width, expected):
     # The whole area of a square fits only if the aspect rounds to 1.
-    boxes = augment.sample_crop_boxes(
+    boxes = crops.sample_crop_boxes(
         tf.constant([0, 0]), 64, height, width, 1.0, 1.0
     )
     matches = (np.asarray(boxes) == expected).all(axis=1)
@@ -316,12 +318,12 @@ def test_operations_come_in_order():
     view = augment.strong_view(32, solarize=0.5, **NO_CHANGE)
     masks = {name: True for name in PROBABILITIES}
     values = drawn(view, PIXELS, **masks)
-    expected = augment.resized_crop(IMAGES, values["box"], 32, values["flip"])
+    expected = crops.resized_crop(IMAGES, values["box"], 32, values["flip"])
     names = ("order", "brightness", "contrast", "saturation", "hue", "jitter")
-    expected = augment.color_jitter(expected, *(values[n] for n in names))
-    expected = augment.to_grayscale(expected)
-    expected = augment.gaussian_blur(expected, values["blur_sigma"], 13)
-    expected = augment.solarize(expected, 0.5)
+    expected = colors.color_jitter(expected, *(values[n] for n in names))
+    expected = colors.to_grayscale(expected)
+    expected = colors.gaussian_blur(expected, values["blur_sigma"], 13)
+    expected = colors.solarize(expected, 0.5)
     result = view.augment_images(PIXELS, values)
     np.testing.assert_allclose(result, expected, atol=1e-6)
 

@@ -17,7 +17,8 @@ from processes import free_ports
 from processes import tf_config
 
 from ressl_tf import cluster
-from ressl_tf import rendezvous
+from ressl_tf.cluster import rendezvous
+from ressl_tf.cluster import strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = {"worker": ["host0:2222", "host1:2222"]}
@@ -27,7 +28,8 @@ TWO = {"worker": ["host0:2222", "host1:2222"]}
 PROGRAM = """
 import os, socket, sys, time
 import tensorflow as tf
-from ressl_tf import cluster, rendezvous
+from ressl_tf import cluster
+from ressl_tf.cluster import rendezvous
 
 what = sys.argv[1]
 rendezvous.WARNING_INTERVAL = 2.0
@@ -204,7 +206,7 @@ def test_a_cluster_comes_before_anything_of_tensorflow(monkeypatch):
 
 
 def test_a_taken_port_is_told(monkeypatch):
-    monkeypatch.setattr(cluster, "_check_not_started", lambda: None)
+    monkeypatch.setattr(strategies, "_check_not_started", lambda: None)
     with socket.create_server(("", 0)) as listener:
         port = listener.getsockname()[1]
         jobs = {"worker": [f"127.0.0.1:{port}", "host1:2222"]}
@@ -227,7 +229,7 @@ def test_proxies_are_bypassed_for_workers_alone(monkeypatch, before, after):
         monkeypatch.delenv(name)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    cluster._bypass_proxies(cluster._tasks(TWO))
+    strategies._bypass_proxies(strategies._tasks(TWO))
     assert os.environ["no_grpc_proxy"] == after
 
 
@@ -310,7 +312,7 @@ def test_timeout_names_the_missing_alone(monkeypatch, quick_warnings):
     addresses = [f"127.0.0.1:{port}" for port in (there, gone)]
     jobs = {"chief": [f"127.0.0.1:{own}"], "worker": addresses}
     monkeypatch.setenv("TF_CONFIG", tf_config(jobs, task="chief"))
-    monkeypatch.setattr(cluster, "_check_not_started", lambda: None)
+    monkeypatch.setattr(strategies, "_check_not_started", lambda: None)
     with socket.create_server(("", there)):
         with pytest.raises(cluster.ClusterError) as caught:
             cluster.make_strategy("multi_worker", cluster_timeout=0.6)

@@ -129,7 +129,7 @@ def test_a_recipe_says_what_it_is(name):
 def test_a_recipe_builds(name):
     config = load(name).to_dict()
     views = recipe.make_views(config)
-    assert views["student"].size == config["data"]["image_size"]
+    assert views["student"][0].size == config["data"]["image_size"]
     model = recipe.make_model(config, recipe.make_durations(config, 100))
     assert model.student.backbone.output_shape == (
         None,
@@ -141,7 +141,7 @@ def test_a_recipe_builds(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_the_quick_form(name, tmp_path, monkeypatch):
-    views = tiny.PlainView(0.5), tiny.PlainView(0.1)
+    views = (tiny.PlainView(0.5),), (tiny.PlainView(0.1),)
     monkeypatch.setattr(
         recipe,
         "make_views",

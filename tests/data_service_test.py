@@ -15,9 +15,9 @@ from processes import free_ports
 
 from ressl_tf import augment
 from ressl_tf import data
-from ressl_tf import data_service
-from ressl_tf import readers
 from ressl_tf import train
+from ressl_tf.data import readers
+from ressl_tf.data import service as service_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_STEPS = 8  # An epoch has 5 of them.
@@ -67,14 +67,14 @@ def assert_same(left, right):
 
 SERVERS = """
 import sys
-from ressl_tf import data_service
+from ressl_tf.data import service as service_lib
 ports = iter(sys.argv[1:])
 kept = []
 for number in (1, 2, 3):
     workers = [f"localhost:{next(ports)}" for _ in range(number)]
-    dispatcher = data_service.start_dispatcher(0, workers)
+    dispatcher = service_lib.start_dispatcher(0, workers)
     address = dispatcher.target.removeprefix("grpc://")
-    kept += [data_service.start_worker(worker, address) for worker in workers]
+    kept += [service_lib.start_worker(worker, address) for worker in workers]
     kept.append(dispatcher)
     print(dispatcher.target, flush=True)
 dispatcher.join()
@@ -285,22 +285,22 @@ def test_an_address_where_nobody_answers():
     with pytest.raises(ValueError, match=match):
         batches(service=address)
     with pytest.raises(ValueError, match="`dispatcher_address`.*nobody"):
-        data_service.start_worker("localhost:1", address.split("//")[1])
+        service_lib.start_worker("localhost:1", address.split("//")[1])
 
 
 def test_a_service_without_its_workers(monkeypatch):
-    monkeypatch.setattr(data_service, "_WORKERS_SECONDS", 2)
+    monkeypatch.setattr(service_lib, "_WORKERS_SECONDS", 2)
     names = [f"localhost:{port}" for port in free_ports(2)]
-    dispatcher = data_service.start_dispatcher(0, names)
+    dispatcher = service_lib.start_dispatcher(0, names)
     match = rf"service='{dispatcher.target}', whose workers did not all.* 2 "
     with pytest.raises(ValueError, match=match):
         batches(service=dispatcher.target)
     address = dispatcher.target.removeprefix("grpc://")
-    first = data_service.start_worker(names[0], address)
+    first = service_lib.start_worker(names[0], address)
     with pytest.raises(ValueError, match="`service`.*(1 of whose 2|not all)"):
         batches(service=dispatcher.target)
-    second = data_service.start_worker(names[1], address)
-    monkeypatch.setattr(data_service, "_WORKERS_SECONDS", 30)
+    second = service_lib.start_worker(names[1], address)
+    monkeypatch.setattr(service_lib, "_WORKERS_SECONDS", 30)
     assert_same(batches(3, service=dispatcher.target), batches(3))
     del first, second
 
@@ -316,12 +316,12 @@ def test_a_dispatcher_that_has_no_list():
 
 
 def test_a_step_that_is_not_the_next_ends_the_run(two_workers):
-    service = data_service.connect(two_workers)
+    connected = service_lib.connect(two_workers)
     assert service == (two_workers, 2)
     steps = tf.data.Dataset.range(10, 10**6).map(lambda step: (step, step))
 
     def fetch(make):
-        batches = data_service.fetch(steps, make, service, 10)
+        batches = service_lib.fetch(steps, make, connected, 10)
         return list(batches.take(6).as_numpy_iterator())
 
     assert fetch(lambda steps: steps) == list(range(10, 16))
@@ -342,14 +342,14 @@ def test_a_slow_worker_changes_no_order(two_workers):
 
         return steps.map(delay)
 
-    service = data_service.connect(two_workers)
+    connected = service_lib.connect(two_workers)
     steps = tf.data.Dataset.range(10**6).map(lambda step: (step, step))
-    found = data_service.fetch(steps, make, service, 0).take(20)
+    found = service_lib.fetch(steps, make, connected, 0).take(20)
     assert list(found.as_numpy_iterator()) == list(range(20))
 
 
 def test_images_too_big_to_send(two_workers, monkeypatch):
-    monkeypatch.setattr(data_service, "MAX_GRAPH_BYTES", 2**20)
+    monkeypatch.setattr(service_lib, "MAX_GRAPH_BYTES", 2**20)
     images = np.zeros((2**8, 2**5, 2**5, 3), np.uint8)  # 3/4 MiB
     match = "`service` must not be sent more than 1 MiB.*3 MiB.*data.stream"
     with pytest.raises(ValueError, match=match):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from ressl_tf import augment
 from ressl_tf import data
-from ressl_tf import readers
+from ressl_tf.data import readers
 
 PINNED = [[3, 7, 4, 6, 2, 5, 1, 0], [5, 0, 7, 1, 2, 4, 6, 3]]
 

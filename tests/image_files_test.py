@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ressl_tf import sources
+from ressl_tf.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 

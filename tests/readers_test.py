@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ressl_tf import image_files
-from ressl_tf import readers
-from ressl_tf import shards
-from ressl_tf import sources
+from ressl_tf.data import image_files
+from ressl_tf.data import readers
+from ressl_tf.data import shards
+from ressl_tf.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 TFDS = ROOT.parent / "shared" / "data" / "tfds"

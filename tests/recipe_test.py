@@ -220,8 +220,7 @@ def test_views_get_their_own_settings():
     views = recipe.make_views(config)
     assert set(views) == {"student", "teacher"}
     for role, area, jitter in (("student", 0.1, 0.8), ("teacher", 0.3, 0.0)):
-        view = views[role]
-        assert view.name == f"{role}_view"
+        (view,) = views[role]
         assert (view.size, view.min_area) == (24, area)
         assert view.jitter == jitter
         assert tuple(view.mean) == config["data"]["mean"]

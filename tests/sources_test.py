@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ressl_tf import sources
+from ressl_tf.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 

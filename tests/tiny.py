@@ -91,7 +91,10 @@ def lighten(monkeypatch):
     monkeypatch.setattr(
         recipe,
         "make_views",
-        lambda config: {"student": PlainView(0.5), "teacher": PlainView(0.1)},
+        lambda config: {
+            "student": (PlainView(0.5),),
+            "teacher": (PlainView(0.1),),
+        },
     )
 
 

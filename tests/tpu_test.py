@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from ressl_tf import cluster
-from ressl_tf import tpu
+from ressl_tf.cluster import tpu
 from ressl_tf.keras_compat import KERAS_3
 
 

@@ -14,9 +14,9 @@ from ressl_tf import data
 from ressl_tf import model as model_lib
 from ressl_tf import monitor
 from ressl_tf import recipe
-from ressl_tf import shards
 from ressl_tf import train
 from ressl_tf import workdir as workdir_lib
+from ressl_tf.data import shards
 from ressl_tf.evaluation import features
 from ressl_tf.evaluation import knn
 

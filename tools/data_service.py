@@ -29,7 +29,7 @@ DISPATCHER_ADDRESS = flags.DEFINE_string(
 
 
 def main():
-    from ressl_tf import data_service
+    from ressl_tf.data import service
 
     if DISPATCHER.value == (WORKER.value is not None):
         raise ValueError(
@@ -37,12 +37,10 @@ def main():
             f"dispatcher={DISPATCHER.value}, worker={WORKER.value!r}"
         )
     if DISPATCHER.value:
-        server = data_service.start_dispatcher(PORT.value, WORKERS.value)
+        server = service.start_dispatcher(PORT.value, WORKERS.value)
         print(f"dispatcher: {server.target}", flush=True)
     else:
-        server = data_service.start_worker(
-            WORKER.value, DISPATCHER_ADDRESS.value
-        )
+        server = service.start_worker(WORKER.value, DISPATCHER_ADDRESS.value)
         print(f"worker: {WORKER.value}", flush=True)
     # Python would not look for Ctrl-C before the server's end.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

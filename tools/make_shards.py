@@ -45,7 +45,7 @@ DATA_DIR = flags.DEFINE_string(
 
 
 def main():
-    from ressl_tf import shards
+    from ressl_tf.data import shards
 
     # TensorFlow Datasets warns of the folder that it is about to fill.
     logging.set_verbosity(logging.ERROR)

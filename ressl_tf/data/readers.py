@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from ressl_tf import sources
+from ressl_tf.data import sources
 
 __all__ = ["MemoryReader", "Shard", "ShardReader", "open_reader"]
 

@@ -13,8 +13,8 @@ import re
 
 import tensorflow as tf
 
-from ressl_tf import rendezvous
-from ressl_tf import tpu as tpu_lib
+from ressl_tf.cluster import rendezvous
+from ressl_tf.cluster import tpu as tpu_lib
 
 STRATEGIES = ("default", "mirrored", "multi_worker", "tpu")
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ressl_tf import sources
-from ressl_tf.image_files import fit_square
-from ressl_tf.image_files import to_rgb
+from ressl_tf.data import sources
+from ressl_tf.data.image_files import fit_square
+from ressl_tf.data.image_files import to_rgb
 
 __all__ = ["write_shards"]
 

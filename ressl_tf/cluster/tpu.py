@@ -8,7 +8,7 @@ import urllib.request
 
 import tensorflow as tf
 
-from ressl_tf import rendezvous
+from ressl_tf.cluster import rendezvous
 from ressl_tf.keras_compat import KERAS_3
 
 _VARIABLES = ("KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS", "TPU_NAME")

@@ -2,31 +2,12 @@
 
 import tensorflow as tf
 
-from ressl_tf import data_service
-from ressl_tf.readers import MemoryReader
-from ressl_tf.readers import ShardReader
-from ressl_tf.readers import check_integer
-from ressl_tf.readers import fold_in
-from ressl_tf.readers import open_reader
-from ressl_tf.readers import steps_per_epoch
-from ressl_tf.readers import stream_key
-from ressl_tf.sources import SOURCES
-from ressl_tf.sources import ImageSet
-from ressl_tf.sources import load
-from ressl_tf.sources import require_labels
-
-__all__ = [
-    "SOURCES",
-    "ImageSet",
-    "MemoryReader",
-    "ShardReader",
-    "distribute_train_dataset",
-    "load",
-    "make_train_dataset",
-    "open_reader",
-    "require_labels",
-    "steps_per_epoch",
-]
+from ressl_tf.data import service as service_lib
+from ressl_tf.data.readers import MemoryReader
+from ressl_tf.data.readers import check_integer
+from ressl_tf.data.readers import fold_in
+from ressl_tf.data.readers import steps_per_epoch
+from ressl_tf.data.readers import stream_key
 
 _VIEW_STREAM = 1
 
@@ -130,7 +111,7 @@ def make_train_dataset(
     student_views = _check_views("student_views", student_views)
     teacher_views = _check_views("teacher_views", teacher_views)
     if service is not None:
-        service = data_service.connect(service)
+        service = service_lib.connect(service)
         _check_graph_size(reader, service, num_workers)
 
     view_key = stream_key(seed, _VIEW_STREAM)
@@ -165,7 +146,7 @@ def make_train_dataset(
     if service is None:
         dataset = make_batches(steps).map(lambda step, batch: batch)
     else:
-        dataset = data_service.fetch(steps, make_batches, service, start_step)
+        dataset = service_lib.fetch(steps, make_batches, service, start_step)
     _check_shapes(dataset.element_spec, own)
     if replicas_per_worker > 1:
         dataset = dataset.map(lambda batch: _split(batch, replicas_per_worker))
@@ -216,10 +197,10 @@ def _check_replicas(batch_size, worker, num_workers, replicas_per_worker):
 def _check_graph_size(reader, service, num_workers):
     # A copy for each job: one a trainer and worker of the service.
     num_bytes = reader.num_bytes * service.num_workers * num_workers
-    if num_bytes > data_service.MAX_GRAPH_BYTES:
+    if num_bytes > service_lib.MAX_GRAPH_BYTES:
         raise ValueError(
             "`service` must not be sent more than "
-            f"{data_service.MAX_GRAPH_BYTES / 2**20:.0f} MiB of images per "
+            f"{service_lib.MAX_GRAPH_BYTES / 2**20:.0f} MiB of images per "
             f"worker. Received: {num_bytes / 2**20:.0f} MiB, the images times "
             f"{service.num_workers} workers of the service times "
             f"{num_workers} of the training. Stream them from files "

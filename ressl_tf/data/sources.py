@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ressl_tf.image_files import IMAGE_SUFFIXES
-from ressl_tf.image_files import decode_files
-from ressl_tf.image_files import fit_square
-from ressl_tf.image_files import list_folder
-from ressl_tf.image_files import resize_all
-from ressl_tf.image_files import to_rgb
+from ressl_tf.data.image_files import IMAGE_SUFFIXES
+from ressl_tf.data.image_files import decode_files
+from ressl_tf.data.image_files import fit_square
+from ressl_tf.data.image_files import list_folder
+from ressl_tf.data.image_files import resize_all
+from ressl_tf.data.image_files import to_rgb
 
 PHOTO_NAMES = (
     "astronaut",

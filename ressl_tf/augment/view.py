@@ -1,0 +1,393 @@
+"""The view layer: random parameters first, then a pure function of them.
+
+`View.sample` is a pure function of an explicit seed, `View.augment_images` a
+pure function of what was drawn, and `View.apply`, for input pipelines, is
+both, compiled. So a resumed, re-sharded or parallel run sees the same images.
+"""
+
+import contextlib
+import io
+import numbers
+import random
+
+import tensorflow as tf
+from tensorflow import keras
+
+from ressl_tf.augment import colors
+from ressl_tf.augment.crops import resized_crop
+from ressl_tf.augment.crops import sample_crop_boxes
+from ressl_tf.augment.draws import uniform
+
+# Under Keras 2, keras-cv announces its backend on stdout at import.
+with contextlib.redirect_stdout(io.StringIO()):
+    import keras_cv
+
+_TUPLES = ("blur_sigma", "mean", "std")
+
+
+def _check_options(option):
+    """Raises ValueError for the first option of `View` out of its range."""
+    number = numbers.Integral
+    size, kernel = option["size"], option["blur_kernel"]
+    area, low_high = option["min_area"], option["blur_sigma"]
+    mean, std = option["mean"], option["std"]
+    rules = {
+        "a number of pixels, at least 1 (views are square)": {
+            "size": isinstance(size, number) and size >= 1
+        },
+        "a fraction of the image in (0, 1], `min_area` <= `max_area`": {
+            "min_area": 0 < area <= 1,
+            "max_area": area <= option["max_area"] <= 1,
+        },
+        "a probability in [0, 1] (0 switches the operation off)": {
+            name: 0 <= option[name] <= 1
+            for name in ("flip", "jitter", "grayscale", "blur", "solarize")
+        },
+        "a strength, at least 0 (0 changes nothing)": {
+            name: option[name] >= 0
+            for name in ("brightness", "contrast", "saturation")
+        },
+        "a fraction of a turn in [0, 0.5] (divide degrees by 360)": {
+            "hue": 0 <= option["hue"] <= 0.5
+        },
+        "a pair 0 < low <= high (repeat a value to fix it)": {
+            "blur_sigma": len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
+        },
+        "an odd number of taps, at least 1": {
+            "blur_kernel": isinstance(kernel, number)
+            and kernel % 2 == 1
+            and kernel >= 1
+        },
+        "in [0, 1] (divide a threshold in 0-255 by 255)": {
+            "solarize_threshold": 0 <= option["solarize_threshold"] <= 1
+        },
+        "three numbers in (0, 1], for `mean` also 0 (divide by 255)": {
+            "mean": len(mean) == 3 and all(0 <= value <= 1 for value in mean),
+            "std": len(std) == 3 and all(0 < value <= 1 for value in std),
+        },
+    }
+    if option["blur"]:
+        rules[
+            f"below twice the view's size, {size}, or its edge cannot be "
+            "reflected (take a smaller kernel or blur=0)"
+        ] = {"blur_kernel": kernel // 2 < size}
+    for requirement, checks in rules.items():
+        for name, holds in checks.items():
+            if not holds:
+                raise ValueError(
+                    f"`{name}` must be {requirement}. "
+                    f"Received: {name}={option[name]!r}"
+                )
+
+
+def _check_images(images):
+    shape = tf.TensorShape(images.shape)
+    if shape.rank is not None and (shape.rank != 4 or shape[-1] != 3):
+        raise ValueError(
+            "`images` must be a batch (B, H, W, 3); add a batch dimension to "
+            "one image, repeat the channel of gray ones. "
+            f"Received: images.shape={shape}"
+        )
+
+
+@keras.utils.register_keras_serializable(package="ressl_tf")
+class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
+    """Random resized crop, flip, colour distortion, normalisation.
+
+    In this order: crop, flip, colour jitter (its four adjustments in an order
+    drawn per image), grayscale, blur, solarize, normalise. Every image of a
+    batch draws on its own. `flip`, `jitter`, `grayscale`, `blur` and
+    `solarize` are probabilities.
+
+    `view.apply(images, seed)` is a function of its arguments. `view(images)`,
+    or `view({"images": images, "labels": labels})`, draws a seed from the
+    layer's generator, like any keras-cv layer; parallel calls then draw in no
+    fixed order.
+
+    Args:
+        size: height and width of the view in pixels.
+        min_area: smallest crop, as a fraction of the image's area.
+        max_area: largest crop, as a fraction of the image's area.
+        flip: probability of mirroring left to right.
+        brightness: strength b: the factor is uniform in max(0, 1 - b), 1 + b.
+        contrast: strength, like brightness.
+        saturation: strength, like brightness.
+        hue: strength h: the shift is uniform in -h, h, a fraction of a turn.
+        jitter: probability of the four adjustments above, together.
+        grayscale: probability of dropping the colours.
+        blur: probability of a Gaussian blur.
+        blur_sigma: (low, high): its standard deviation in pixels, uniform.
+        blur_kernel: its taps, an odd number.
+        solarize: probability of inverting the bright values.
+        solarize_threshold: what is bright, in [0, 1].
+        mean: three numbers, subtracted from the channels of [0, 1] images.
+        std: three numbers that the channels are then divided by.
+        name: of the layer.
+        seed: int, of the layer's generator; None draws one from Python's
+            `random`, which `keras.utils.set_random_seed` seeds. `apply` and
+            `sample` take no notice of it.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size,
+        *,
+        min_area=0.2,
+        max_area=1.0,
+        flip=0.5,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        jitter=0.0,
+        grayscale=0.0,
+        blur=0.0,
+        blur_sigma=(0.1, 2.0),
+        blur_kernel=13,
+        solarize=0.0,
+        solarize_threshold=0.5,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        name=None,
+        seed=None,
+        **kwargs,
+    ):
+        options = dict(locals())
+        for key in ("self", "name", "kwargs", "__class__"):
+            del options[key]
+        _check_options(options)
+        # Whatever the mixed precision policy, images stay float32. keras-cv
+        # takes its generator from a global one if the seed is None or 0, and
+        # that one does not exist under op determinism.
+        super().__init__(
+            name=name,
+            seed=random.randrange(1, 2**31) if seed is None else 1,
+            **{"dtype": "float32", **kwargs},
+        )
+        if seed is not None:
+            self._random_generator = tf.random.Generator.from_seed(seed)
+        self._option_names = tuple(options)
+        for key, value in options.items():
+            setattr(self, key, tuple(value) if key in _TUPLES else value)
+
+    def sample(self, images, seed, rows=None):
+        """Draws what `augment_images` then applies.
+
+        Args:
+            images: (B, H, W, 3); only the shape is used.
+            seed: (2,) int32 or int64, any values.
+            rows: None, or (first, batch_size), two ints: the images are the
+                rows from `first` on of a larger batch, and get what these
+                rows get where the whole batch is given.
+
+        Returns:
+            A dict of tensors with leading dimension B: `box` (B, 4) int32,
+            `order` (B, 4) int32, bool masks of the operations, and float32
+            parameters of those that have any.
+        """
+        _check_images(images)
+        num_images, height, width, _ = tf.unstack(tf.shape(images))
+        first, batch_size = (0, num_images) if rows is None else rows
+
+        def value(stream, low, high):
+            values = uniform(seed, stream, [batch_size]) * (high - low) + low
+            return tf.cast(values, tf.float32)
+
+        def happens(stream, probability):
+            return uniform(seed, stream, [batch_size]) < probability
+
+        def factor(stream, strength):
+            return value(stream, max(0.0, 1.0 - strength), 1.0 + strength)
+
+        order = uniform(seed, "jitter_order", [batch_size]) * len(colors.ORDERS)
+        drawn = {
+            "box": sample_crop_boxes(
+                seed, batch_size, height, width, self.min_area, self.max_area
+            ),
+            "flip": happens("flip", self.flip),
+            "jitter": happens("jitter", self.jitter),
+            "order": tf.gather(colors.ORDERS, tf.cast(order, tf.int32)),
+            "brightness": factor("brightness", self.brightness),
+            "contrast": factor("contrast", self.contrast),
+            "saturation": factor("saturation", self.saturation),
+            "hue": value("hue", -self.hue, self.hue),
+            "grayscale": happens("grayscale", self.grayscale),
+            "blur": happens("blur", self.blur),
+            "blur_sigma": value("blur_sigma", *self.blur_sigma),
+            "solarize": happens("solarize", self.solarize),
+        }
+        if rows is None:
+            return drawn
+        return {k: v[first : first + num_images] for k, v in drawn.items()}
+
+    def augment_images(self, images, transformations, **kwargs):
+        """Applies what `sample` drew.
+
+        Args:
+            images: (B, H, W, 3) in 0-255, any integer or float type.
+            transformations: dict, as `sample` returns it.
+            **kwargs: what keras-cv passes along (labels, boxes); unused.
+
+        Returns:
+            (B, size, size, 3) float32, normalised.
+        """
+        crops = self._crop(images, transformations)
+        return self._distort(crops, transformations)
+
+    def _crop(self, images, drawn):
+        _check_images(images)
+        images = tf.cast(images, tf.float32) / 255.0
+        return resized_crop(images, drawn["box"], self.size, drawn["flip"])
+
+    def _distort(self, images, drawn):
+        if self.jitter > 0:
+            images = colors.color_jitter(
+                images,
+                drawn["order"],
+                drawn["brightness"],
+                drawn["contrast"],
+                drawn["saturation"],
+                drawn["hue"],
+                mask=drawn["jitter"],
+            )
+        if self.grayscale > 0:
+            images = colors.where(
+                drawn["grayscale"], colors.to_grayscale(images), images
+            )
+        if self.blur > 0:
+            blurred = colors.gaussian_blur(
+                images, drawn["blur_sigma"], self.blur_kernel
+            )
+            images = colors.where(drawn["blur"], blurred, images)
+        if self.solarize > 0:
+            inverted = colors.solarize(images, self.solarize_threshold)
+            images = colors.where(drawn["solarize"], inverted, images)
+        return (images - self.mean) / self.std
+
+    def apply(self, images, seed, rows=None):
+        """Draws and augments, compiled.
+
+        Args:
+            images: (B, H, W, 3) in 0-255, any integer or float type.
+            seed: (2,) int32 or int64, any values.
+            rows: as in `sample`. The result has the same bits as those rows
+                of the whole batch's result, if there are at least two images:
+                one alone is compiled to other instructions, and may differ in
+                the last bits.
+
+        Returns:
+            (B, size, size, 3) float32, normalised: a function of images, seed,
+            rows and the layer's options, eagerly and inside `Dataset.map`
+            alike.
+        """
+        # As tensors: a seed of Python numbers would compile once per value.
+        images, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(seed)
+        crops, drawn = self._compiled_crop(images, seed, rows)
+        return self._compiled_distort(crops, drawn)
+
+    # Compiled apart: in one piece XLA computes the crop anew for every place
+    # that reads it, which doubles the time.
+    @tf.function(jit_compile=True)
+    def _compiled_crop(self, images, seed, rows):
+        drawn = self.sample(images, seed, rows)
+        return self._crop(images, drawn), drawn
+
+    @tf.function(jit_compile=True)
+    def _compiled_distort(self, images, drawn):
+        return self._distort(images, drawn)
+
+    def get_random_transformation_batch(self, batch_size, images, **kwargs):
+        """Draws the parameters of a call that came without a seed."""
+        seed = self._random_generator.uniform_full_int([2], dtype=tf.int64)
+        return self.sample(images, seed)
+
+    def augment_labels(self, labels, transformations, **kwargs):
+        """Returns the labels as they are."""
+        return labels
+
+    def get_config(self):
+        """Returns the arguments, so that `from_config` builds the same layer.
+
+        The generator's state is not part of them.
+        """
+        config = {key: getattr(self, key) for key in self._option_names}
+        config |= {key: list(config[key]) for key in _TUPLES}
+        return {**super().get_config(), **config}
+
+
+def make_view(size, **options):
+    """Returns a `View`; its arguments are `View`'s."""
+    return View(size, **options)
+
+
+def make_views(size, *, crops=1, **options):
+    """Returns the views of one role, as `ReSSL` takes them: a tuple.
+
+    Multi-crop is several sizes, each with the areas it is cut from:
+
+        make_views((224, 96), min_area=(0.14, 0.05), max_area=(1.0, 0.429))
+
+    Args:
+        size: as in `View`, or a tuple with one value a view.
+        crops: number of views that differ in their random numbers alone.
+        **options: of `View`. Each may be a tuple of one value a view if `size`
+            is a tuple; options that are tuples in themselves are for all.
+
+    Raises:
+        ValueError: `crops` is below 1, or goes with several sizes, or tuples
+            differ in length; and as `View`.
+    """
+    if not isinstance(crops, numbers.Integral) or crops < 1:
+        raise ValueError(
+            "`crops` must be a number of views, at least 1. "
+            f"Received: crops={crops!r}"
+        )
+    if not isinstance(size, tuple | list):
+        return tuple(make_view(size, **options) for _ in range(crops))
+    if crops != 1:
+        raise ValueError(
+            "`crops` must not be given with one `size` a view: repeat sizes "
+            f"instead. Received: crops={crops}, size={size}"
+        )
+    views = []
+    for number, own in enumerate(size):
+        own_options = {}
+        for name, value in options.items():
+            if isinstance(value, tuple | list) and name not in _TUPLES:
+                if len(value) != len(size):
+                    raise ValueError(
+                        f"`{name}` must have one value, or one for each of "
+                        f"the {len(size)} sizes {tuple(size)}. "
+                        f"Received: {name}={value}"
+                    )
+                value = value[number]
+            own_options[name] = value
+        views.append(make_view(own, **own_options))
+    return tuple(views)
+
+
+def weak_view(size, **overrides):
+    """Returns the teacher's view: crop and flip."""
+    return make_view(size, **overrides)
+
+
+def strong_view(size, **overrides):
+    """Returns the student's view for small images (CIFAR to Tiny ImageNet).
+
+    Args:
+        size: height and width of the view in pixels.
+        **overrides: any other argument of `View`, instead of the value here.
+    """
+    options = {
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "jitter": 0.8,
+        "grayscale": 0.2,
+        "blur": 0.5,
+    }
+    return make_view(size, **{**options, **overrides})

@@ -1,0 +1,30 @@
+"""From images on disk to batches of views.
+
+`sources` names the data sets, `image_files` decodes files, `readers` say which
+images a step holds, `pipeline` makes batches of views, `service` has other
+machines make them, and `shards` writes what is streamed.
+"""
+
+from ressl_tf.data.pipeline import distribute_train_dataset
+from ressl_tf.data.pipeline import make_train_dataset
+from ressl_tf.data.readers import MemoryReader
+from ressl_tf.data.readers import ShardReader
+from ressl_tf.data.readers import open_reader
+from ressl_tf.data.readers import steps_per_epoch
+from ressl_tf.data.sources import SOURCES
+from ressl_tf.data.sources import ImageSet
+from ressl_tf.data.sources import load
+from ressl_tf.data.sources import require_labels
+
+__all__ = [
+    "SOURCES",
+    "ImageSet",
+    "MemoryReader",
+    "ShardReader",
+    "distribute_train_dataset",
+    "load",
+    "make_train_dataset",
+    "open_reader",
+    "require_labels",
+    "steps_per_epoch",
+]
