@@ -56,7 +56,7 @@ def drawn(view, images, **changes):
     ],
 )
 def test_adjustment_matches_torchvision(name, tolerance, compiled):
-    adjust = getattr(augment, f"adjust_{name}")
+    adjust = getattr(colors, f"adjust_{name}")
     adjust = tf.function(adjust, jit_compile=True) if compiled else adjust
     factors = OPERATIONS[f"{name}_factors"]
     for factor, expected in zip(factors, OPERATIONS[name], strict=True):
