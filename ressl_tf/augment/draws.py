@@ -18,7 +18,7 @@ def uniform(seed, stream, shape):
     """
     number = zlib.crc32(stream.encode()) >> 1
     seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
-    bits = tf.random.statelessuniform(
+    bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint64, alg="philox"
     )
     bits = tf.bitwise.right_shift(bits, tf.constant(11, tf.uint64))
