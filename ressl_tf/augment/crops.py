@@ -13,17 +13,39 @@ _CROP_TRIES = 10
 _CROP_ASPECTS = (3 / 4, 4 / 3)
 
 
-def sample_crop_boxes(seed, batch_size, height, width, min_area, max_area):
-    """Draws the boxes of a random resized crop.
+def draw_crops(seed, batch_size):
+    """Draws what the boxes of random resized crops are made of.
 
-    Each try draws an area, uniform between the two fractions of the image, and
+    Args:
+        seed: (2,) int32 or int64.
+        batch_size: B, int or scalar tensor.
+
+    Returns:
+        (B, 22) float64 in [0, 1): of ten tries the areas, then their aspects;
+        then the place from the top and from the left.
+    """
+    tries = [batch_size, _CROP_TRIES]
+    return tf.concat(
+        [
+            uniform(seed, "crop_area", tries),
+            uniform(seed, "crop_aspect", tries),
+            uniform(seed, "crop_top", [batch_size])[:, None],
+            uniform(seed, "crop_left", [batch_size])[:, None],
+        ],
+        axis=1,
+    )
+
+
+def place_crops(draws, height, width, min_area, max_area):
+    """The boxes of random resized crops.
+
+    Each try has an area, uniform between the two fractions of the image, and
     a log-uniform aspect (width / height) in [3/4, 4/3]. The first of 10 tries
     that fits is placed uniformly; if none does, the box is the largest centred
     one with an aspect in that range.
 
     Args:
-        seed: (2,) int32 or int64.
-        batch_size: B, int or scalar tensor.
+        draws: (B, 22), as `draw_crops` returns them.
         height: of the images, int or scalar tensor.
         width: of the images, int or scalar tensor.
         min_area: smallest fraction of the image's area, in (0, 1].
@@ -32,13 +54,15 @@ def sample_crop_boxes(seed, batch_size, height, width, min_area, max_area):
     Returns:
         (B, 4) int32: top, left, height, width in pixels.
     """
-    tries = [batch_size, _CROP_TRIES]
+    areas, aspects, from_top, from_left = tf.split(
+        draws, [_CROP_TRIES, _CROP_TRIES, 1, 1], axis=1
+    )
     image_height = tf.cast(height, tf.float64)
     image_width = tf.cast(width, tf.float64)
-    fraction = uniform(seed, "crop_area", tries) * (max_area - min_area)
-    area = (fraction + min_area) * image_height * image_width
+    fraction = areas * (max_area - min_area) + min_area
+    area = fraction * image_height * image_width
     low, high = (math.log(aspect) for aspect in _CROP_ASPECTS)
-    aspect = tf.exp(uniform(seed, "crop_aspect", tries) * (high - low) + low)
+    aspect = tf.exp(aspects * (high - low) + low)
 
     heights = tf.round(tf.sqrt(area / aspect))
     widths = tf.round(tf.sqrt(area * aspect))
@@ -49,19 +73,19 @@ def sample_crop_boxes(seed, batch_size, height, width, min_area, max_area):
     found = chosen < _CROP_TRIES
     chosen = tf.minimum(chosen, _CROP_TRIES - 1)
 
-    def place(extents, whole, fallback, stream):
+    def place(extents, whole, fallback, draw):
         extent = tf.gather(extents, chosen, batch_dims=1)
         extent = tf.where(found, extent, tf.minimum(whole, tf.round(fallback)))
         room = whole - extent
-        offset = uniform(seed, stream, [batch_size]) * (room + 1)
+        offset = draw[:, 0] * (room + 1)
         return tf.floor(tf.where(found, offset, room / 2)), extent
 
     narrowest, widest = _CROP_ASPECTS
     top, crop_height = place(
-        heights, image_height, image_width / narrowest, "crop_top"
+        heights, image_height, image_width / narrowest, from_top
     )
     left, crop_width = place(
-        widths, image_width, image_height * widest, "crop_left"
+        widths, image_width, image_height * widest, from_left
     )
     boxes = tf.stack([top, left, crop_height, crop_width], axis=1)
     return tf.cast(boxes, tf.int32)
@@ -88,7 +112,7 @@ def resized_crop(images, boxes, size, flip=None):
     What lies outside the box does not enter the result.
 
     Args:
-        images: (B, H, W, C) float32.
+        images: (B, H, W, C), any integer or float type.
         boxes: (B, 4) int32: top, left, height, width, within the image.
         size: height and width of the result, int.
         flip: (B,) bool, the crops to mirror left to right; None for none.
@@ -96,18 +120,63 @@ def resized_crop(images, boxes, size, flip=None):
     Returns:
         (B, size, size, C) float32.
     """
-    # Two gathers of neighbours are faster than two products with a matrix of
-    # weights, compiled or not, at 32 pixels and more so at 224.
-    top, left, height, width = tf.unstack(boxes, axis=1)
-    first, second, weight = _bilinear_taps(top, height, size)
-    above = tf.gather(images, first, axis=1, batch_dims=1)
-    below = tf.gather(images, second, axis=1, batch_dims=1)
-    images = above + (below - above) * weight[:, :, None, None]
+    return resize_columns(resize_rows(images, boxes, size), boxes, size, flip)
 
+
+# Gathers of neighbours are faster than products with a matrix of weights, at
+# 32 pixels and more so at 224. Who compiles them compiles the two halves
+# apart: in one piece XLA computes the first anew for every place that the
+# second reads, which doubles the time.
+
+
+def resize_rows(images, boxes, size):
+    """The first half of `resized_crop`: (B, H, W, C) -> (B, size, W, C)."""
+    batch_size, _, width, channels = tf.unstack(tf.shape(images))
+    top, _, height, _ = tf.unstack(boxes, axis=1)
+    first, second, weight = _bilinear_taps(top, height, size)
+    # Whole rows at a time: they are neighbours in memory.
+    rows = tf.reshape(images, [batch_size, -1, width * channels])
+    above = tf.gather(rows, first, axis=1, batch_dims=1)
+    below = tf.gather(rows, second, axis=1, batch_dims=1)
+    mixed = _mix(above, below, weight[:, :, None])
+    return tf.reshape(mixed, [batch_size, size, width, channels])
+
+
+def resize_columns(images, boxes, size, flip=None):
+    """The second half: (B, size, W, C) -> (B, size, size, C)."""
+    _, left, _, width = tf.unstack(boxes, axis=1)
     columns = _bilinear_taps(left, width, size)
     if flip is not None:
         columns = [tf.where(flip[:, None], c[:, ::-1], c) for c in columns]
     first, second, weight = columns
     before = tf.gather(images, first, axis=2, batch_dims=1)
     after = tf.gather(images, second, axis=2, batch_dims=1)
-    return before + (after - before) * weight[:, None, :, None]
+    return _mix(before, after, weight[:, None, :, None])
+
+
+def _mix(first, second, weight):
+    first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
+    return first + (second - first) * weight
+
+
+def resized_crop_of_one(image, box, size, flip):
+    """`resized_crop` of one image whose shape the graph does not know.
+
+    By TensorFlow's own kernel, which needs no compilation for each new shape;
+    its rounding differs in the last bits.
+
+    Args:
+        image: (H, W, C), any integer or float type.
+        box: (4,) int32: top, left, height, width, within the image.
+        size: height and width of the result, int.
+        flip: () bool, whether to mirror left to right.
+
+    Returns:
+        (size, size, C) float32.
+    """
+    top, left, height, width = tf.unstack(box)
+    crop = image[None, top : top + height, left : left + width]
+    resized = tf.raw_ops.ResizeBilinear(
+        images=crop, size=[size, size], half_pixel_centers=True
+    )[0]
+    return tf.cond(flip, lambda: resized[:, ::-1], lambda: resized)

@@ -14,8 +14,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 from ressl_tf.augment import colors
-from ressl_tf.augment.crops import resized_crop
-from ressl_tf.augment.crops import sample_crop_boxes
+from ressl_tf.augment import crops
+from ressl_tf.augment.choices import AllAtOnce
+from ressl_tf.augment.choices import OneByOne
 from ressl_tf.augment.draws import uniform
 
 # Under Keras 2, keras-cv announces its backend on stdout at import.
@@ -23,6 +24,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     import keras_cv
 
 _TUPLES = ("blur_sigma", "mean", "std")
+# What is drawn for crop and flip; the rest is for `View.distort`.
+_PLACE = ("crop", "box", "flip")
 
 
 def _check_options(option):
@@ -173,6 +176,55 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         for key, value in options.items():
             setattr(self, key, tuple(value) if key in _TUPLES else value)
 
+    def draw(self, batch_size, seed, rows=None):
+        """Draws all that does not depend on the images' size.
+
+        Args:
+            batch_size: B, int or scalar tensor; unused if `rows` are given.
+            seed: (2,) int32 or int64, any values.
+            rows: as in `sample`.
+
+        Returns:
+            As `sample`, but for `box`: `crop` is what `crops.place_crops`
+            makes it of.
+        """
+        first, total = (0, batch_size) if rows is None else rows
+
+        def value(stream, low, high):
+            values = uniform(seed, stream, [total]) * (high - low) + low
+            return tf.cast(values, tf.float32)
+
+        def happens(stream, probability):
+            return uniform(seed, stream, [total]) < probability
+
+        def factor(stream, strength):
+            return value(stream, max(0.0, 1.0 - strength), 1.0 + strength)
+
+        drawn = {
+            "crop": crops.draw_crops(seed, total),
+            "flip": happens("flip", self.flip),
+        }
+        if self.jitter > 0:
+            order = uniform(seed, "jitter_order", [total]) * len(colors.ORDERS)
+            drawn |= {
+                "jitter": happens("jitter", self.jitter),
+                "order": tf.gather(colors.ORDERS, tf.cast(order, tf.int32)),
+                "brightness": factor("brightness", self.brightness),
+                "contrast": factor("contrast", self.contrast),
+                "saturation": factor("saturation", self.saturation),
+                "hue": value("hue", -self.hue, self.hue),
+            }
+        if self.grayscale > 0:
+            drawn["grayscale"] = happens("grayscale", self.grayscale)
+        if self.blur > 0:
+            drawn["blur"] = happens("blur", self.blur)
+            drawn["blur_sigma"] = value("blur_sigma", *self.blur_sigma)
+        if self.solarize > 0:
+            drawn["solarize"] = happens("solarize", self.solarize)
+        if rows is None:
+            return drawn
+        return {k: v[first : first + batch_size] for k, v in drawn.items()}
+
     def sample(self, images, seed, rows=None):
         """Draws what `augment_images` then applies.
 
@@ -185,43 +237,108 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
 
         Returns:
             A dict of tensors with leading dimension B: `box` (B, 4) int32,
-            `order` (B, 4) int32, bool masks of the operations, and float32
-            parameters of those that have any.
+            `flip` (B,) bool, and of the operations whose probability is not
+            0: their (B,) bool masks and float32 parameters; `order` (B, 4)
+            int32 goes with `jitter`.
         """
         _check_images(images)
-        num_images, height, width, _ = tf.unstack(tf.shape(images))
-        first, batch_size = (0, num_images) if rows is None else rows
+        batch_size, height, width, _ = tf.unstack(tf.shape(images))
+        return self.place(self.draw(batch_size, seed, rows), height, width)
 
-        def value(stream, low, high):
-            values = uniform(seed, stream, [batch_size]) * (high - low) + low
-            return tf.cast(values, tf.float32)
+    def place(self, drawn, height, width):
+        """Turns what `draw` drew into what `sample` returns.
 
-        def happens(stream, probability):
-            return uniform(seed, stream, [batch_size]) < probability
+        Args:
+            drawn: as `draw` returns it.
+            height: of the images, int or scalar tensor.
+            width: of the images, int or scalar tensor.
 
-        def factor(stream, strength):
-            return value(stream, max(0.0, 1.0 - strength), 1.0 + strength)
+        Returns:
+            As `sample`.
+        """
+        drawn = dict(drawn)
+        drawn["box"] = crops.place_crops(
+            drawn.pop("crop"), height, width, self.min_area, self.max_area
+        )
+        return drawn
 
-        order = uniform(seed, "jitter_order", [batch_size]) * len(colors.ORDERS)
-        drawn = {
-            "box": sample_crop_boxes(
-                seed, batch_size, height, width, self.min_area, self.max_area
-            ),
-            "flip": happens("flip", self.flip),
-            "jitter": happens("jitter", self.jitter),
-            "order": tf.gather(colors.ORDERS, tf.cast(order, tf.int32)),
-            "brightness": factor("brightness", self.brightness),
-            "contrast": factor("contrast", self.contrast),
-            "saturation": factor("saturation", self.saturation),
-            "hue": value("hue", -self.hue, self.hue),
-            "grayscale": happens("grayscale", self.grayscale),
-            "blur": happens("blur", self.blur),
-            "blur_sigma": value("blur_sigma", *self.blur_sigma),
-            "solarize": happens("solarize", self.solarize),
-        }
-        if rows is None:
-            return drawn
-        return {k: v[first : first + num_images] for k, v in drawn.items()}
+    def crop_one(self, image, drawn):
+        """The crop of one image whose shape the graph need not know.
+
+        Args:
+            image: (H, W, 3) in 0-255, any integer or float type.
+            drawn: as `draw` returns it for a batch of one.
+
+        Returns:
+            (size, size, 3) float32 in 0-255: what `distort` takes.
+        """
+        drawn = self.place(drawn, *tf.unstack(tf.shape(image))[:2])
+        return crops.resized_crop_of_one(
+            image, drawn["box"][0], self.size, drawn["flip"][0]
+        )
+
+    def distort(self, cropped, drawn, choices=AllAtOnce):
+        """What comes after crop and flip: colours, blur, normalisation.
+
+        Args:
+            cropped: (B, size, size, 3) in 0-255, any integer or float type.
+            drawn: as `sample` returns it; `box` and `flip` are not used.
+            choices: how images get their operations: `choices.AllAtOnce`, or
+                `choices.OneByOne` where B is 1.
+
+        Returns:
+            (B, size, size, 3) float32, normalised.
+        """
+        planes = colors.to_planes(tf.cast(cropped, tf.float32)) * (1.0 / 255.0)
+        if self.jitter > 0:
+            planes = choices.when(
+                drawn["jitter"],
+                lambda planes: colors.color_jitter(
+                    planes,
+                    drawn["order"],
+                    drawn["brightness"],
+                    drawn["contrast"],
+                    drawn["saturation"],
+                    drawn["hue"],
+                    choices,
+                ),
+                planes,
+            )
+        if self.grayscale > 0:
+            planes = choices.when(
+                drawn["grayscale"], colors.to_grayscale, planes
+            )
+        if self.blur > 0:
+            planes = choices.when(
+                drawn["blur"],
+                lambda planes: colors.gaussian_blur(
+                    planes, drawn["blur_sigma"], self.blur_kernel
+                ),
+                planes,
+            )
+        if self.solarize > 0:
+            planes = choices.when(
+                drawn["solarize"],
+                lambda planes: colors.solarize(planes, self.solarize_threshold),
+                planes,
+            )
+        return (colors.from_planes(planes) - self.mean) / self.std
+
+    @tf.function(jit_compile=True)
+    def distort_one_by_one(self, cropped, drawn):
+        """`distort`, compiled, one image after the other: for CPUs."""
+        drawn = {name: drawn[name] for name in drawn if name not in _PLACE}
+        if not drawn:
+            return self.distort(cropped, drawn)
+
+        def distort_one(row):
+            crop, drawn = tf.nest.map_structure(lambda x: x[None], row)
+            return self.distort(crop, drawn, OneByOne)[0]
+
+        spec = tf.TensorSpec([self.size, self.size, 3], tf.float32)
+        return tf.map_fn(
+            distort_one, (cropped, drawn), fn_output_signature=spec
+        )
 
     def augment_images(self, images, transformations, **kwargs):
         """Applies what `sample` drew.
@@ -234,38 +351,9 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         Returns:
             (B, size, size, 3) float32, normalised.
         """
-        crops = self._crop(images, transformations)
-        return self._distort(crops, transformations)
-
-    def _crop(self, images, drawn):
-        _check_images(images)
-        images = tf.cast(images, tf.float32) / 255.0
-        return resized_crop(images, drawn["box"], self.size, drawn["flip"])
-
-    def _distort(self, images, drawn):
-        if self.jitter > 0:
-            images = colors.color_jitter(
-                images,
-                drawn["order"],
-                drawn["brightness"],
-                drawn["contrast"],
-                drawn["saturation"],
-                drawn["hue"],
-                mask=drawn["jitter"],
-            )
-        if self.grayscale > 0:
-            images = colors.where(
-                drawn["grayscale"], colors.to_grayscale(images), images
-            )
-        if self.blur > 0:
-            blurred = colors.gaussian_blur(
-                images, drawn["blur_sigma"], self.blur_kernel
-            )
-            images = colors.where(drawn["blur"], blurred, images)
-        if self.solarize > 0:
-            inverted = colors.solarize(images, self.solarize_threshold)
-            images = colors.where(drawn["solarize"], inverted, images)
-        return (images - self.mean) / self.std
+        return self.distort_one_by_one(
+            self._crop(images, transformations), transformations
+        )
 
     def apply(self, images, seed, rows=None):
         """Draws and augments, compiled.
@@ -274,30 +362,48 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             images: (B, H, W, 3) in 0-255, any integer or float type.
             seed: (2,) int32 or int64, any values.
             rows: as in `sample`. The result has the same bits as those rows
-                of the whole batch's result, if there are at least two images:
-                one alone is compiled to other instructions, and may differ in
-                the last bits.
+                of the whole batch's result.
 
         Returns:
             (B, size, size, 3) float32, normalised: a function of images, seed,
             rows and the layer's options, eagerly and inside `Dataset.map`
             alike.
         """
+        return self.distort_one_by_one(*self.crop(images, seed, rows))
+
+    def crop(self, images, seed, rows=None):
+        """The first half of `apply`: draws, crops and flips.
+
+        Args:
+            images: as in `apply`.
+            seed: as in `apply`.
+            rows: as in `apply`.
+
+        Returns:
+            (cropped, drawn): (B, size, size, 3) float32 in 0-255 and what was
+            drawn, for `distort`.
+        """
         # As tensors: a seed of Python numbers would compile once per value.
         images, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(seed)
-        crops, drawn = self._compiled_crop(images, seed, rows)
-        return self._compiled_distort(crops, drawn)
-
-    # Compiled apart: in one piece XLA computes the crop anew for every place
-    # that reads it, which doubles the time.
-    @tf.function(jit_compile=True)
-    def _compiled_crop(self, images, seed, rows):
-        drawn = self.sample(images, seed, rows)
+        drawn = self._compiled_sample(images, seed, rows)
         return self._crop(images, drawn), drawn
 
+    def _crop(self, images, drawn):
+        _check_images(images)
+        strips = self._compiled_rows(images, drawn["box"])
+        return self._compiled_columns(strips, drawn["box"], drawn["flip"])
+
     @tf.function(jit_compile=True)
-    def _compiled_distort(self, images, drawn):
-        return self._distort(images, drawn)
+    def _compiled_sample(self, images, seed, rows):
+        return self.sample(images, seed, rows)
+
+    @tf.function(jit_compile=True)
+    def _compiled_rows(self, images, boxes):
+        return crops.resize_rows(images, boxes, self.size)
+
+    @tf.function(jit_compile=True)
+    def _compiled_columns(self, strips, boxes, flip):
+        return crops.resize_columns(strips, boxes, self.size, flip)
 
     def get_random_transformation_batch(self, batch_size, images, **kwargs):
         """Draws the parameters of a call that came without a seed."""
