@@ -1,6 +1,7 @@
 """What no recipe of the paper varies, and the quick form of any recipe."""
 
 from ml_collections import ConfigDict
+from ml_collections import config_dict
 
 
 def get_config():
@@ -12,9 +13,14 @@ def get_config():
     config.data.source = "photos"
     config.data.data_dir = ""  # where tensorflow-datasets keeps its files
     config.data.split = "train"
-    # True reads TFRecord shards while training, for what memory cannot hold.
+    # True reads images while training, for what memory cannot hold: files of
+    # a folder or shards; views are then cut from them in full size.
     config.data.stream = False
-    config.data.lanes = 8  # then: parts of a batch that read their own shards
+    config.data.lanes = 8  # of shards: parts of a batch that read their own
+    # Images that cannot be read and may be skipped: None for 1 %, at least 10.
+    config.data.max_bad = config_dict.placeholder(int)
+    # "device" leaves the views' colours to it: the host decodes and crops.
+    config.data.augment_on = "host"
     config.data.image_size = 32
 
     config.views = ConfigDict()

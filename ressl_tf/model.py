@@ -79,6 +79,10 @@ class ReSSL(keras_compat.Model):
             function of the step (`schedules.linear_alpha`).
         allow_flat_target: accept τ_t >= τ_s, which collapses: to reproduce
             the paper's ablation of temperatures.
+        views: {"student": views, "teacher": views}, tuples of objects whose
+            `finish` makes the images of a view, where the data set leaves
+            that to the device (`data.make_train_dataset`, `augment_on`).
+            None: the data set gives images.
         seed: int, of the queue's initial keys.
         name: name of the model.
 
@@ -101,6 +105,7 @@ class ReSSL(keras_compat.Model):
         teacher_momentum=0.99,
         alpha=1.0,
         allow_flat_target=False,
+        views=None,
         seed=0,
         name="ressl",
     ):
@@ -121,6 +126,7 @@ class ReSSL(keras_compat.Model):
             "teacher_momentum", teacher_momentum
         )
         self.alpha = _as_schedule("alpha", alpha)
+        self._finish = _finisher(views)
 
         networks = [backbone, projector]
         if predictor is not None:
@@ -151,11 +157,12 @@ class ReSSL(keras_compat.Model):
 
         Args:
             data: {"student": views, "teacher": views}, tuples of float32
-                (B, H, W, 3) images, B on this replica.
+                (B, H, W, 3) images, B on this replica; or what `views` finish.
 
         Returns:
             A dict of scalars, one for each of `METRICS`.
         """
+        data = self._finish(data)
         momentum = self.teacher_momentum(self.step)
         alpha = self.alpha(self.step)
 
@@ -327,6 +334,31 @@ class Branch(keras.Model):
         """(B, H, W, 3) images -> (B, D) embeddings, not normalised."""
         features = self.backbone(images, training=training)
         return self.projector(features, training=training)
+
+
+def _finisher(views):
+    """A function that finishes a batch's views, or leaves it as it is."""
+    if views is None:
+        return lambda data: data
+    # Bound methods, which Keras does not take for layers of the model: views
+    # have no weights, and belong to the data.
+    methods = {
+        role: [view.finish for view in views[role]]
+        for role in ("student", "teacher")
+    }
+
+    def finish(data):
+        return {
+            role: tuple(
+                finish_view(view)
+                for finish_view, view in zip(
+                    methods[role], data[role], strict=True
+                )
+            )
+            for role in methods
+        }
+
+    return finish
 
 
 def _pair(embeddings, targets):

@@ -95,18 +95,19 @@ def make_durations(config, steps_per_epoch):
     )
 
 
-def make_model(config, durations=None):
+def make_model(config, durations=None, views=None):
     """The untrained `ReSSL` of a recipe.
 
     Args:
         config: the recipe.
+        views: as `make_views` returns them, for `data.augment_on` "device".
         durations: `Durations`; None where the model is not going to be
             trained, only loaded.
 
     Returns:
         A `ReSSL`; with `durations`, compiled.
     """
-    size = config["data"]["image_size"]
+    size = _input_size(config)
     method = dict(config["method"])
     bn_splits = method.pop("bn_splits", None)
     backbone = networks.make_backbone(
@@ -130,10 +131,29 @@ def make_model(config, durations=None):
         )
     if durations:
         method["alpha"] = schedules.linear_alpha(durations.infonce_warmup)
-    model = ReSSL(backbone, projector, predictor, seed=config["seed"], **method)
+    if config["data"]["augment_on"] != "device":
+        views = None
+    model = ReSSL(
+        backbone,
+        projector,
+        predictor,
+        views=views,
+        seed=config["seed"],
+        **method,
+    )
     if durations:
         compile_model(model, config, make_optimizer(config, durations))
     return model
+
+
+def _input_size(config):
+    """The views' one size; None where they have several."""
+    size = config["data"]["image_size"]
+    sizes = {
+        config["views"][role].get("size", size)
+        for role in ("student", "teacher")
+    }
+    return size if sizes == {size} else None
 
 
 def compile_model(model, config, optimizer, steps_per_execution=1):

@@ -88,14 +88,15 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
     keras.utils.set_random_seed(config["seed"])
     keras.mixed_precision.set_global_policy(settings["precision"])
 
-    train_set, reader = _open_data(config)
+    train_set, reader = _open_data(config, data_service)
+    bad_images = data.BadImages(_max_bad(config, reader))
     _check_sizes(config, reader.num_images)
     durations = recipe.make_durations(
         config, reader.steps_per_epoch(settings["batch_size"])
     )
     views = recipe.make_views(config)
     with strategy.scope():
-        model = recipe.make_model(config, durations)
+        model = recipe.make_model(config, durations, views)
     labelled = _labelled_sets(config, train_set)
 
     def make_dataset(start_step):
@@ -107,6 +108,8 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
             teacher_views=views["teacher"],
             seed=config["seed"],
             start_step=start_step,
+            augment_on=config["data"]["augment_on"],
+            bad_images=bad_images,
             service=data_service,
         )
 
@@ -160,15 +163,16 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
                 model.optimizer,
                 steps_per_execution=_steps_per_execution(config, steps),
             )
-            model.fit(
-                dataset,
-                initial_epoch=epoch,
-                epochs=epoch + epochs,
-                steps_per_epoch=steps,
-                shuffle=False,  # the data set has its own order
-                verbose=_verbosity(strategy),
-                callbacks=callbacks,
-            )
+            with _explain(bad_images):
+                model.fit(
+                    dataset,
+                    initial_epoch=epoch,
+                    epochs=epoch + epochs,
+                    steps_per_epoch=steps,
+                    shuffle=False,  # the data set has its own order
+                    verbose=_verbosity(strategy),
+                    callbacks=callbacks,
+                )
             done = int(tf.convert_to_tensor(model.step))
             stopped = model.stop_training
             if done < durations.total and not stopped:
@@ -295,7 +299,18 @@ def _make_callbacks(
     return callbacks
 
 
-def _open_data(config):
+@contextlib.contextmanager
+def _explain(bad_images):
+    """Raises what ended the data set instead of TensorFlow's error."""
+    try:
+        yield
+    except tf.errors.OpError:
+        if bad_images.error is None:
+            raise
+        raise bad_images.error from None
+
+
+def _open_data(config, data_service):
     """(ImageSet, its reader); None and a reader if images are streamed."""
     settings = config["data"]
     if settings["stream"]:
@@ -303,6 +318,8 @@ def _open_data(config):
             split=settings["split"],
             stream=True,
             lanes=settings["lanes"],
+            # The workers of a service read for themselves.
+            cache_bytes=0 if data_service else None,
             **_source(config),
         )
     train_set = data.load(split=settings["split"], **_source(config))
@@ -332,9 +349,15 @@ def _labelled_sets(config, train_set):
 
 
 def _source(config):
-    return {
-        key: config["data"][key] for key in ("source", "image_size", "data_dir")
-    }
+    keys = ("source", "image_size", "data_dir", "max_bad")
+    return {key: config["data"][key] for key in keys}
+
+
+def _max_bad(config, reader):
+    max_bad = config["data"]["max_bad"]
+    if max_bad is None:
+        return data.default_max_bad(reader.num_images)
+    return max_bad
 
 
 def _check(config):

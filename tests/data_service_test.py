@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from numbered import assert_same
+from numbered import numbered_images
+from numbered import numbered_shard
 from processes import free_ports
 
 from ressl_tf import augment
@@ -35,15 +38,9 @@ class DrawView:
         return tf.cast(tf.cast(images, tf.int32) * 2**16 + draws, tf.float32)
 
 
-def numbered_images(num_images=23):
-    images = np.zeros((num_images, 1, 1, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(num_images)
-    return images
-
-
 def batches(num_steps=NUM_STEPS, images=None, **options):
     dataset = data.make_train_dataset(
-        numbered_images() if images is None else images,
+        numbered_images(23) if images is None else images,
         **{
             "batch_size": 4,
             "student_views": (DrawView(), DrawView()),
@@ -56,13 +53,6 @@ def batches(num_steps=NUM_STEPS, images=None, **options):
         tf.nest.flatten(batch)
         for batch in dataset.take(num_steps).as_numpy_iterator()
     ]
-
-
-def assert_same(left, right):
-    assert len(left) == len(right) > 0
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 SERVERS = """
@@ -124,7 +114,7 @@ def test_a_restarted_trainer_begins_where_it_says(service):
 
 def test_an_iterator_begins_anew(two_workers):
     dataset = data.make_train_dataset(
-        numbered_images(),
+        numbered_images(23),
         batch_size=4,
         student_views=(DrawView(),),
         teacher_views=(DrawView(),),
@@ -175,19 +165,7 @@ def test_nothing_is_made_twice(two_workers, tmp_path):
 
 
 def test_streamed_images(two_workers, tmp_path):
-    path = str(tmp_path / "0.tfrecord")
-    with tf.io.TFRecordWriter(path) as writer:
-        for number in range(23):
-            writer.write(bytes([number, 0, 0]))
-    reader = data.ShardReader(
-        [readers.Shard(path, 0, 23)],
-        lambda record: tf.reshape(
-            tf.io.decode_raw(record, tf.uint8), [1, 1, 3]
-        ),
-        (1, 1, 3),
-        lanes=2,
-        window=3,
-    )
+    reader = numbered_shard(tmp_path, 23, lanes=2, window=3)
     found = batches(images=reader, service=two_workers, start_step=1)
     assert_same(found, batches(images=reader, start_step=1))
 

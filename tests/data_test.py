@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from numbered import assert_same
+from numbered import numbered_images
+from numbered import numbered_shard
 
 from ressl_tf import augment
 from ressl_tf import data
-from ressl_tf.data import readers
 
 PINNED = [[3, 7, 4, 6, 2, 5, 1, 0], [5, 0, 7, 1, 2, 4, 6, 3]]
 
@@ -31,12 +33,6 @@ class DrawView:
         return tf.cast(draws, tf.float32)
 
 
-def numbered_images(num_images):
-    images = np.zeros((num_images, 1, 1, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(num_images)
-    return images
-
-
 def make(num_images=23, batch_size=4, student=None, teacher=None, **options):
     return data.make_train_dataset(
         numbered_images(num_images),
@@ -57,13 +53,6 @@ def flat(dataset, num_steps):
         tf.nest.flatten(batch)
         for batch in dataset.take(num_steps).as_numpy_iterator()
     ]
-
-
-def assert_same(left, right):
-    assert len(left) == len(right) > 0
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.core
@@ -196,19 +185,7 @@ def images(request, tmp_path):
     """23 numbered images, in memory or streamed in two lanes."""
     if request.param == "memory":
         return numbered_images(23)
-    path = str(tmp_path / "0.tfrecord")
-    with tf.io.TFRecordWriter(path) as writer:
-        for number in range(23):
-            writer.write(bytes([number, 0, 0]))
-    return data.ShardReader(
-        [readers.Shard(path, 0, 23)],
-        lambda record: tf.reshape(
-            tf.io.decode_raw(record, tf.uint8), [1, 1, 3]
-        ),
-        (1, 1, 3),
-        lanes=4,
-        window=3,
-    )
+    return numbered_shard(tmp_path, 23, lanes=4, window=3)
 
 
 def make_of(images, **options):

@@ -3,9 +3,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from ressl_tf.evaluation import visualize
+from ressl_tf.evaluation.knn import nearest_neighbours
 from ressl_tf.evaluation.visualize import choose_queries
-from ressl_tf.evaluation.visualize import nearest_neighbours
+from ressl_tf.evaluation.visualize import curves
+from ressl_tf.evaluation.visualize import neighbours
 from ressl_tf.evaluation.visualize import plot_curves
 from ressl_tf.evaluation.visualize import plot_neighbours
 
@@ -84,8 +85,8 @@ def test_red_frames_only_around_wrong_neighbours(tmp_path):
         picture = draw(tmp_path / "n.png", labels)
         # Above the footer, which names both colours.
         picture = picture[:-50]
-        red.append(count_pixels(picture, visualize.WRONG_COLOR))
-        green.append(count_pixels(picture, visualize.RIGHT_COLOR))
+        red.append(count_pixels(picture, neighbours.WRONG_COLOR))
+        green.append(count_pixels(picture, neighbours.RIGHT_COLOR))
     assert red[0] == 0
     assert 0 < red[1] == pytest.approx(red[2] / 3, rel=0.05)
     assert green[2] == 0
@@ -97,8 +98,8 @@ def test_red_frames_only_around_wrong_neighbours(tmp_path):
 )
 def test_no_frames_without_both_labels(tmp_path, query_labels, bank_labels):
     picture = draw(tmp_path / "n.png", bank_labels, query_labels)
-    assert count_pixels(picture, visualize.WRONG_COLOR) == 0
-    assert count_pixels(picture, visualize.RIGHT_COLOR) == 0
+    assert count_pixels(picture, neighbours.WRONG_COLOR) == 0
+    assert count_pixels(picture, neighbours.RIGHT_COLOR) == 0
 
 
 def test_default_picture_is_1444_pixels_wide_and_in_a_new_folder(tmp_path):
@@ -258,14 +259,14 @@ def test_later_rows_replace_earlier_ones_of_the_same_step():
         {"step": 10, "loss": 4.0},
         {"step": 20, "loss": 3.0},
     ]
-    x_values, values = visualize._curve(rows, "step", "loss")
+    x_values, values = curves._curve(rows, "step", "loss")
     np.testing.assert_array_equal(x_values, [0, 10, 20])
     np.testing.assert_array_equal(values, [5, 4, 3])
 
 
 def test_running_mean_by_hand():
     np.testing.assert_allclose(
-        visualize._running_mean(np.array([1.0, 4.0, 4.0, np.nan, 8.0]), 1),
+        curves._running_mean(np.array([1.0, 4.0, 4.0, np.nan, 8.0]), 1),
         [2.5, 3.0, 4.0, np.nan, 8.0],
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ressl_tf.data import image_files
 from ressl_tf.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,6 +181,20 @@ def test_unreadable_files_are_skipped_with_a_warning(tmp_path):
     np.testing.assert_array_equal(labels, [0, 1])
 
 
+@pytest.mark.parametrize("max_bad", [0, 2, 3, None])
+def test_too_many_unreadable_files_are_an_error(tmp_path, max_bad):
+    write(tmp_path / "whole.png", (1, 0, 0))
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    if max_bad in (3, None):
+        with pytest.warns(UserWarning, match="3 of the 4"):
+            assert len(load(tmp_path, max_bad=max_bad).images) == 1
+        return
+    match = rf"^`max_bad`.*max_bad={max_bad} and 3 such images: .*0.png \("
+    with pytest.raises(ValueError, match=match):
+        load(tmp_path, max_bad=max_bad)
+
+
 def test_no_readable_file_is_an_error(tmp_path):
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").write_bytes(b"no picture")
@@ -245,3 +260,11 @@ def test_real_photographs_of_many_sizes():
     assert labels is None and images.std() > 40
     with pytest.raises(ValueError, match="image_size=None"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "num_images, expected",
+    [(1, 10), (1000, 10), (1099, 10), (1100, 11), (1281167, 12811)],
+)
+def test_default_max_bad(num_images, expected):
+    assert image_files.default_max_bad(num_images) == expected

@@ -4,14 +4,15 @@ import itertools
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from PIL import Image
 
+from ressl_tf.data import decoding
 from ressl_tf.data import image_files
 from ressl_tf.data import readers
 from ressl_tf.data import shards
@@ -25,23 +26,25 @@ LANES = 4
 STEPS = 3  # 30 // 8
 
 
+def record(number):
+    """A record whose image file is "NUMBER"."""
+    value = tf.train.BytesList(value=[str(number).encode()])
+    feature = {"image": tf.train.Feature(bytes_list=value)}
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString()
+
+
 def write_records(folder, lengths=LENGTHS):
-    """Files of records "0", "1", ...; returns the shards."""
+    """Files of records 0, 1, ...; returns the shards."""
     numbers = itertools.count()
     found = []
     for index, length in enumerate(lengths):
         path = str(folder / f"{index}.tfrecord")
         with tf.io.TFRecordWriter(path) as writer:
             for _ in range(length):
-                writer.write(str(next(numbers)).encode())
+                writer.write(record(next(numbers)))
         found.append(readers.Shard(path, 0, length))
     return found
-
-
-def load_number(record):
-    """A record's number as the pixel of its image."""
-    value = tf.cast(tf.strings.to_number(record, tf.int32), tf.uint8)
-    return tf.fill([1, 1, 3], value)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +52,24 @@ def shard_list(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("shards"))
 
 
-def make_reader(shard_list, lanes=LANES, window=4):
+def make_reader(shard_list, lanes=LANES, window=4, **options):
     return readers.ShardReader(
-        shard_list, load_number, (1, 1, 3), lanes=lanes, window=window
+        shard_list, set_name="set", lanes=lanes, window=window, **options
     )
+
+
+def numbers_of(reader, what):
+    """The numbers of the images that `what` loads."""
+    if reader.encoded:
+        return [int(text) for text in reader.load(what)[0].numpy()]
+    return reader.load(what).numpy()[:, 0, 0, 0].tolist()
 
 
 def rows_of(reader, num_steps, batch_size=BATCH, **options):
     """[(step, the numbers of the images of its rows), ...]."""
     steps = reader.steps(batch_size, **{"seed": 0, **options})
     return [
-        (int(step), reader.load(what).numpy()[:, 0, 0, 0].tolist())
+        (int(step), numbers_of(reader, what))
         for step, what in steps.take(num_steps)
     ]
 
@@ -70,11 +80,23 @@ def memory_reader(num_images=30):
     return readers.MemoryReader(images)
 
 
-@pytest.fixture(params=["memory", "shards"])
-def reader(request, shard_list):
-    if request.param == "memory":
-        return memory_reader()
-    return make_reader(shard_list)
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """30 files that hold their number."""
+    folder = tmp_path_factory.mktemp("files")
+    found = [folder / f"{number}.png" for number in range(30)]
+    for number, path in enumerate(found):
+        path.write_text(str(number))
+    return found
+
+
+@pytest.fixture(params=["memory", "files", "shards"])
+def reader(request, shard_list, paths):
+    return {
+        "memory": memory_reader,
+        "files": lambda: readers.FileReader(paths, cache_bytes=0),
+        "shards": lambda: make_reader(shard_list),
+    }[request.param]()
 
 
 @pytest.mark.core
@@ -140,6 +162,102 @@ def test_images_in_memory_are_captured_and_not_written_into_the_graph():
     # Enough images: TensorFlow does write tiny tensors into graphs.
     captured = [tensor.shape for tensor in load.captured_inputs]
     assert images.shape in captured
+
+
+@pytest.mark.core
+def test_files_have_the_order_of_images_in_memory(paths):
+    expected = rows_of(memory_reader(), 2 * STEPS, start_step=1)
+    for cache_bytes in (0, None):
+        reader = readers.FileReader(paths, cache_bytes=cache_bytes)
+        assert rows_of(reader, 2 * STEPS, start_step=1) == expected
+
+
+def test_files_are_kept_in_memory_up_to_the_limit(tmp_path):
+    paths = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for path in paths:
+        path.write_bytes(b"12345")
+    num_path_bytes = 3 * len(str(paths[0]))
+    kept = {}
+    for limit in (0, 14, 15, None):
+        reader = readers.FileReader(paths, cache_bytes=limit)
+        kept[limit] = reader.num_bytes - num_path_bytes
+        # Whatever is read now was not in memory.
+        paths[0].write_bytes(b"other")
+        files, names = reader.load(tf.constant([2, 0]))
+        is_kept = files.numpy().tolist() == [b"12345", b"12345"]
+        assert is_kept == (kept[limit] == 15)
+        assert names.numpy().tolist() == [
+            str(path).encode() for path in (paths[2], paths[0])
+        ]
+        paths[0].write_bytes(b"12345")
+    assert kept == {0: 0, 14: 0, 15: 15, None: 15}
+    with pytest.raises(ValueError, match="`cache_bytes`.*cache_bytes=-1"):
+        readers.FileReader(paths, cache_bytes=-1)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("cache_bytes", [0, None])
+def test_files_that_cannot_be_opened_are_empty(tmp_path, cache_bytes):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
+    paths[1].mkdir()
+    paths[2].write_bytes(b"c")
+    paths[3].write_bytes(b"")
+    reader = readers.FileReader(paths, cache_bytes=cache_bytes)
+
+    def load(*rows):
+        rows = tf.data.Dataset.from_tensors(np.array(rows, np.int32))
+        (files, names), *_ = rows.map(reader.load)
+        assert [Path(os.fsdecode(name)).name for name in names.numpy()] == [
+            f"{'abcd'[row]}.png" for row in rows.get_single_element()
+        ]
+        return files.numpy().tolist()
+
+    assert load(2, 0, 1, 2, 3) == [b"c", b"", b"", b"c", b""]
+    assert load(0, 1) == [b"", b""]
+    assert load(2) == [b"c"]
+
+
+def test_loaded_files_have_a_static_shape(paths):
+    reader = readers.FileReader(paths, cache_bytes=0)
+    loaded = reader.steps(BATCH, seed=0).map(lambda step, rows: rows)
+    loaded = loaded.map(lambda rows: reader.load(tf.ensure_shape(rows, [8])))
+    assert [spec.shape for spec in loaded.element_spec] == [[8], [8]]
+
+
+def test_files_in_memory_are_captured_and_not_written_into_the_graph(paths):
+    reader = readers.FileReader(paths * 10)
+    load = tf.function(reader.load).get_concrete_function(
+        tf.TensorSpec([4], tf.int32)
+    )
+    captured = [tensor.shape for tensor in load.captured_inputs]
+    assert captured == [[300], [300]]
+
+
+def test_free_memory_is_that_of_the_container(monkeypatch, tmp_path):
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < readers._free_memory() <= machine
+    monkeypatch.setattr(readers, "Path", lambda _: tmp_path)
+    for limit, used, expected in (("1000", "400", 600), ("10", "11", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(used)
+        assert readers._free_memory() == expected
+    (tmp_path / "memory.max").write_text("max")
+    assert 10**6 < readers._free_memory() <= machine
+
+
+@pytest.mark.core
+def test_records_are_called_by_their_names_or_fingerprints(shard_list):
+    reader = make_reader(shard_list)
+    records = [record(3), record(4)]
+    files, names = reader.load(tf.constant(records))
+    assert files.numpy().tolist() == [b"3", b"4"]
+    prints = tf.fingerprint(tf.constant(records)).numpy()
+    assert names.numpy().tolist() == [
+        f"record {bytes(digits).hex()} of set".encode() for digits in prints
+    ]
+    # Any feature of strings can be the name.
+    reader = make_reader(shard_list, name_key="image")
+    assert reader.load(tf.constant(records))[1].numpy().tolist() == [b"3", b"4"]
 
 
 def test_lanes_are_runs_of_the_shuffled_shards(shard_list):
@@ -287,8 +405,15 @@ def as_set(images):
 
 
 def one_epoch(reader):
+    """The images of all rows, in the graph of a data set: [N, H, W, 3]."""
     steps = reader.steps(reader.num_images, seed=0)
-    return next(iter(steps.map(lambda step, what: reader.load(what)))).numpy()
+    images = steps.map(lambda step, what: reader.load(what))
+    if not reader.encoded:
+        return next(iter(images)).numpy()
+    images = images.unbatch().map(lambda encoded, _: decoding.decode(encoded))
+    images, readable = zip(*images.take(reader.num_images), strict=True)
+    assert np.all(readable)
+    return [image.numpy() for image in images]
 
 
 @pytest.mark.core
@@ -302,8 +427,9 @@ def test_shards_hold_the_images_bit_for_bit(written):
     assert as_set(one_epoch(stream(folder, "test", lanes=1))) == as_set(
         images[:4, ::-1]
     )
-    # And with an image_size that they already have.
-    reader = stream(folder, image_size=6, lanes=1)
+    # No other size is made of what is streamed.
+    reader = stream(folder, image_size=3, lanes=1)
+    assert reader.image_shape == (6, 6, 3) and reader.num_bytes == 0
     assert as_set(one_epoch(reader)) == as_set(images)
 
 
@@ -334,6 +460,7 @@ def test_in_memory_readers_are_opened_too(written):
     reader = readers.open_reader("tfds:tiny", data_dir=str(folder))
     assert isinstance(reader, readers.MemoryReader)
     assert reader.num_bytes == images.nbytes
+    assert reader.image_shape == (6, 6, 3) and not reader.encoded
     assert as_set(one_epoch(reader)) == as_set(images)
 
 
@@ -358,32 +485,68 @@ def write_folder(folder):
     return f"folder:{folder}"
 
 
+def to_rgb(path):
+    with Image.open(path) as image:
+        return np.asarray(image_files.to_rgb(image))
+
+
+READABLE = ("a/high.png", "a/wide.png", "b/gray.jpg", "b/print.jpg")
+
+
 @pytest.mark.parametrize("keep_files", [False, True])
-def test_folders_are_written_file_by_file(tmp_path, keep_files):
+def test_folders_are_written_file_by_file(tmp_path, caplog, keep_files):
     source = write_folder(tmp_path / "files")
-    with pytest.warns(UserWarning, match="Skipped: .*broken.jpg"):
-        counts = shards.write_shards(
-            source, "pictures", tmp_path, keep_files=keep_files
-        )
+    counts = shards.write_shards(
+        source, "pictures", tmp_path, keep_files=keep_files
+    )
     assert counts == {"train": 4}
-    with pytest.raises(ValueError, match="`image_size` must be given"):
-        stream(tmp_path, name="pictures")
-    found = one_epoch(stream(tmp_path, name="pictures", image_size=12, lanes=1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = sources.load(source, image_size=12).images
-    # Pair each with its nearest: the resize differs by a rounding.
-    distance = np.abs(
-        found.astype(int)[:, None] - expected.astype(int)[None]
-    ).max(axis=(2, 3, 4))
-    assert sorted(distance.argmin(axis=1)) == [0, 1, 2, 3]
-    # TensorFlow's JPEG decoder is not PIL's to the bit.
-    assert distance.min(axis=1).max() <= (4 if keep_files else 1)
+    assert len(caplog.messages) == 1
+    broken = tmp_path / "files/train/b/broken.jpg"
+    assert caplog.messages == [f"Skipped: {broken} cannot be read (1 so far)"]
+    reader = stream(tmp_path, name="pictures", lanes=1)
+    assert reader.image_shape is None
+    expected = [to_rgb(tmp_path / "files/train" / name) for name in READABLE]
+    assert as_set(one_epoch(reader)) == as_set(expected)
+    step = next(iter(reader.steps(4, seed=0)))
+    assert sorted(reader.load(step[1])[1].numpy().tolist()) == [
+        f"train/{name}".encode() for name in READABLE
+    ]
     labels = sources.load(
         "tfds:pictures", data_dir=str(tmp_path), image_size=12
     )
     assert labels.class_names == ("a", "b")
     assert sorted(labels.labels) == [0, 0, 1, 1]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("cache_bytes", [0, None])
+def test_folders_are_streamed_as_they_are(tmp_path, cache_bytes):
+    source = write_folder(tmp_path)
+    (tmp_path / "train/b/broken.jpg").unlink()
+    reader = readers.open_reader(
+        source, stream=True, image_size=3, cache_bytes=cache_bytes
+    )
+    assert isinstance(reader, readers.FileReader)
+    assert reader.num_images == 4 and reader.image_shape is None
+    expected = [to_rgb(tmp_path / "train" / name) for name in READABLE]
+    assert as_set(one_epoch(reader)) == as_set(expected)
+
+
+def test_images_of_the_wanted_size_are_those_in_memory(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        suffix = ("png", "jpg", "bmp")[number % 3]
+        picture = Image.fromarray(random_images(1, 16, number)[0])
+        picture.save(tmp_path / f"images/{number}.{suffix}")
+    source = f"folder:{tmp_path / 'images'}"
+    expected = sources.load(source, image_size=16).images
+    streamed = readers.open_reader(source, stream=True, image_size=16)
+    assert as_set(one_epoch(streamed)) == as_set(expected)
+    for keep_files in (False, True):
+        name = f"tiny_{keep_files}".lower()
+        shards.write_shards(source, name, tmp_path, keep_files=keep_files)
+        found = one_epoch(stream(tmp_path, name=name, lanes=1))
+        assert as_set(found) == as_set(expected)
 
 
 def test_kept_files_are_the_files_bytes(tmp_path):
@@ -393,36 +556,154 @@ def test_kept_files_are_the_files_bytes(tmp_path):
     shards.write_shards(
         f"folder:{tmp_path}", "kept", tmp_path / "out", keep_files=True
     )
-    record = next(
-        tf.data.TFRecordDataset(
-            stream(tmp_path / "out", name="kept", image_size=8).shards[0].path
-        ).as_numpy_iterator()
-    )
-    assert (folder / "x.jpg").read_bytes() in record
+    reader = stream(tmp_path / "out", name="kept", lanes=1)
+    _, records = next(iter(reader.steps(1, seed=0)))
+    files, names = reader.load(records)
+    assert files.numpy().tolist() == [(folder / "x.jpg").read_bytes()]
+    assert names.numpy().tolist() == [b"train/a/x.jpg"]
 
 
+def numbered_folder(folder, count=20, bad=()):
+    """Loose files; those of the numbers in `bad` cannot be read."""
+    folder.mkdir()
+    for number, image in enumerate(random_images(count)):
+        path = folder / f"{number:02}.png"
+        Image.fromarray(image).save(path)
+        if number in bad:
+            path.write_bytes(path.read_bytes()[:80])
+    return f"folder:{folder}"
+
+
+def contents(folder):
+    """{name: bytes} of the files of a set."""
+    return {
+        path.name: path.read_bytes() for path in (folder / "1.0.0").iterdir()
+    }
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+def kill_at_record(patched, last):
+    class Writer(tf.io.TFRecordWriter):
+        def write(self, written):
+            if next(numbers) == last:
+                raise Killed
+            super().write(written)
+
+    numbers = itertools.count()
+    patched.setattr(tf.io, "TFRecordWriter", Writer)
+
+
+def kill_at_metadata(patched, _):
+    def write_metadata(**arguments):
+        raise Killed
+
+    patched.setattr(tfds.folder_dataset, "write_metadata", write_metadata)
+
+
+@pytest.mark.core
 @pytest.mark.parametrize(
-    "height, width, size",
-    [(31, 40, 12), (45, 30, 12), (33, 40, 33), (9, 12, 20), (40, 41, 40)],
+    "kill, at, num_left",
+    [
+        (kill_at_record, 0, 20),
+        (kill_at_record, 8, 15),
+        (kill_at_record, 17, 5),
+        (kill_at_metadata, None, 0),
+    ],
 )
-def test_resizing_is_that_of_images_in_memory(height, width, size):
-    image = smooth(height, width)
-    expected = image_files.fit_square(Image.fromarray(image), size)
-    found = readers._to_shape(tf.constant(image), (size, size)).numpy()
-    difference = np.abs(found.astype(int) - np.asarray(expected, int))
-    # PIL rounds to whole levels after each of its two passes.
-    assert difference.max() <= 1
+def test_writing_continues_after_a_kill(
+    tmp_path, monkeypatch, kill, at, num_left
+):
+    source = numbered_folder(tmp_path / "files", bad=(3, 7))
+    arguments = {"source": source, "name": "tiny", "num_shards": 4}
+    counts = shards.write_shards(folder=tmp_path / "whole", **arguments)
+    assert counts == {"train": 18}
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        kill(patched, at)
+        shards.write_shards(folder=tmp_path / "parts", **arguments)
+    with pytest.raises(ValueError, match="not found"):
+        sources.load("tfds:tiny", data_dir=str(tmp_path / "parts"))
+    assert not (tmp_path / "parts/tiny/1.0.0").exists()
+
+    encoded = []
+    encode = shards._encode_file
+
+    def encode_and_count(path, *rest):
+        encoded.append(path)
+        return encode(path, *rest)
+
+    monkeypatch.setattr(shards, "_encode_file", encode_and_count)
+    assert counts == shards.write_shards(folder=tmp_path / "parts", **arguments)
+    assert len(encoded) == num_left
+    assert [path.name for path in (tmp_path / "parts/tiny").iterdir()] == [
+        "1.0.0"
+    ]
+    found, expected = (
+        contents(tmp_path / folder / "tiny") for folder in ("parts", "whole")
+    )
+    assert len(found) >= 6 and found == expected
 
 
-def test_channels():
-    image = random_images(1)[0]
-    keep = readers._to_shape(tf.constant(image), (6, 6)).numpy()
-    np.testing.assert_array_equal(keep, image)
-    gray = readers._to_shape(tf.constant(image[..., :1]), (6, 6)).numpy()
-    np.testing.assert_array_equal(gray, np.repeat(image[..., :1], 3, -1))
-    alpha = np.concatenate([image, image[..., :1]], axis=-1)
-    found = readers._to_shape(tf.constant(alpha), (6, 6)).numpy()
-    np.testing.assert_array_equal(found, image)
+def test_shards_are_a_shuffled_order_of_the_files(tmp_path):
+    source = numbered_folder(tmp_path / "files", bad=(3,))
+    shards.write_shards(source, "tiny", tmp_path, num_shards=3)
+    found = stream(tmp_path, lanes=1).shards
+    order = np.array_split(np.random.default_rng(0).permutation(20), 3)
+    for shard, expected in zip(found, order, strict=True):
+        records = tf.data.TFRecordDataset(shard.path)
+        names = tf.io.parse_example(
+            list(records), {"file_name": tf.io.FixedLenFeature([], tf.string)}
+        )["file_name"].numpy()
+        assert names.tolist() == [b"%02d.png" % n for n in expected if n != 3]
+        assert len(names) == shard.num_records
+
+
+def test_a_set_begun_otherwise_is_not_continued(tmp_path, monkeypatch):
+    source = numbered_folder(tmp_path / "files")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        kill_at_record(patched, 8)
+        shards.write_shards(source, "tiny", tmp_path, num_shards=4)
+    with pytest.raises(ValueError, match="`name` must be new, or .*plan.json"):
+        shards.write_shards(source, "tiny", tmp_path, num_shards=3)
+    (tmp_path / "files/00.png").write_bytes(b"another")
+    with pytest.raises(ValueError, match="`name` must be new, or .*plan.json"):
+        shards.write_shards(source, "tiny", tmp_path, num_shards=4)
+
+
+def test_too_many_bad_files_end_the_writing(tmp_path, caplog):
+    source = numbered_folder(tmp_path / "files", bad=(3, 7, 11))
+    arguments = {"source": source, "name": "tiny", "folder": tmp_path}
+    with pytest.raises(ValueError, match="`max_bad`.*max_bad=2 and 3 such"):
+        shards.write_shards(num_shards=5, max_bad=2, **arguments)
+    assert sorted(message[-9:] for message in caplog.messages) == [
+        f"{number} so far)"[-9:] for number in (1, 2, 3)
+    ]
+    # What is done is kept, and its bad files are counted again.
+    with pytest.raises(ValueError, match="`max_bad`.*max_bad=2 and 3 such"):
+        shards.write_shards(num_shards=5, max_bad=2, **arguments)
+    counts = shards.write_shards(num_shards=5, max_bad=3, **arguments)
+    assert counts == {"train": 17}
+    assert len(one_epoch(stream(tmp_path, lanes=1))) == 17
+
+
+def test_a_shard_may_hold_no_readable_image(tmp_path):
+    order = np.random.default_rng(0).permutation(4).tolist()
+    source = numbered_folder(tmp_path / "files", 4, bad=order[1:2])
+    shards.write_shards(source, "tiny", tmp_path, num_shards=4)
+    found = stream(tmp_path, lanes=1)
+    assert found.num_images == 3 and len(one_epoch(found)) == 3
+    found = sources.load("tfds:tiny", data_dir=str(tmp_path), image_size=6)
+    expected = np.delete(random_images(4), order[1], axis=0)
+    assert as_set(found.images) == as_set(expected)
+
+
+def test_no_readable_image_is_an_error(tmp_path):
+    source = numbered_folder(tmp_path / "files", 3, bad=range(3))
+    with pytest.raises(ValueError, match=r"readable images.*'train': 0"):
+        shards.write_shards(source, "tiny", tmp_path)
 
 
 @pytest.mark.skipif(not (TFDS / "cifar10").is_dir(), reason="no CIFAR-10 here")
@@ -433,13 +714,17 @@ def test_cifar10_is_streamed():
     assert reader.num_images == 10000
     in_memory = sources.load("tfds:cifar10", "test", data_dir=str(TFDS))
     known = set(as_set(in_memory.images))
-    for _, what in reader.steps(64, seed=0, start_step=150).take(3):
-        images = reader.load(what).numpy()
-        assert set(as_set(images)) <= known
+    steps = reader.steps(64, seed=0, start_step=150).take(3)
+    loaded = steps.map(lambda step, what: reader.load(what)).unbatch()
+    names = {name.numpy() for _, name in loaded}
+    images = loaded.map(lambda encoded, _: decoding.decode(encoded)[0])
+    images = as_set(images.as_numpy_iterator())
+    assert len(set(images)) == len(names) == 3 * 64 and set(images) <= known
+    assert all(name.endswith(b" of cifar10") for name in names)
 
 
-def test_only_tfds_sources_are_streamed():
-    match = r"'tfds:NAME' to be streamed.*tools.make_shards.*source='photos'"
+def test_only_files_and_shards_are_streamed():
+    match = r"'folder:PATH' or 'tfds:NAME' to be.*make_shards.*source='photos'"
     with pytest.raises(ValueError, match=match):
         readers.open_reader("photos", stream=True)
 
@@ -452,6 +737,8 @@ def test_only_tfds_sources_are_streamed():
         ({"keep_files": True}, "`keep_files` goes with 'folder:'"),
         ({"splits": ["valid"]}, "`split` must be.*split='valid'"),
         ({"image_size": 0}, "`image_size` must be.*image_size=0"),
+        ({"num_shards": 21}, r"`num_shards`.*\(20\).*num_shards=21"),
+        ({"max_bad": -1}, "`max_bad` must be.*max_bad=-1"),
     ],
 )
 def test_bad_arguments_of_write_shards(tmp_path, options, match):
@@ -479,7 +766,9 @@ def run_tool(*flags):
 def test_the_tool_writes_and_says_how_to_train(tmp_path):
     source, images = write_npz(tmp_path)
     flags = [f"--source={source}", f"--output={tmp_path}", "--name=tiny"]
-    result = run_tool(*flags, "--num_shards=2", "--splits=train,test")
+    result = run_tool(
+        *flags, "--num_shards=2", "--splits=train,test", "--max_bad=0"
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
         "train: 20 images\ntest: 4 images\n"

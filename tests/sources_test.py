@@ -270,6 +270,19 @@ def test_tfds_errors(tfds_dir, source, split, match):
         sources.load(source, split, data_dir=tfds_dir)
 
 
+def test_tfds_shards(tfds_dir):
+    def shapes(name):
+        found = sources.tfds_shards(f"tfds:{name}", "train", tfds_dir)
+        assert sum(take for _, _, take in found.files) == 7
+        assert found.name_key is None
+        return found.image_shape
+
+    assert shapes("ressltf_fixed") == (4, 6, 3)
+    assert shapes("ressltf_varying") is None
+    with pytest.raises(ValueError, match="feature 'image' of.*ressltf_text"):
+        sources.tfds_shards("tfds:ressltf_text", "train", tfds_dir)
+
+
 def test_cifar10():
     folder = str(real_data("tfds"))
     images, labels, names = sources.load(

@@ -5,10 +5,11 @@ python -m tools.make_shards --source=folder:PATH --name=NAME --output=DIR
 The result is a prepared TensorFlow Datasets folder. Train from it with
 --config.data.source=tfds:NAME --config.data.data_dir=DIR
 --config.data.stream=True
+
+Ended on the way, the same command continues with the shards that are missing.
 """
 
 from absl import flags
-from absl import logging
 
 from tools import command
 
@@ -25,7 +26,7 @@ SPLITS = flags.DEFINE_list("splits", ["train"], "train,test or one of them.")
 NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     None,
-    "Files per split; default: of 64 MB or more each.",
+    "Files per split; default: one of every 64 MB of files, or of pixels.",
     lower_bound=1,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -39,6 +40,13 @@ KEEP_FILES = flags.DEFINE_bool(
     False,
     "Store the JPEG files of a folder as they are, not as lossless PNG.",
 )
+MAX_BAD = flags.DEFINE_integer(
+    "max_bad",
+    None,
+    "Files that may be skipped because they cannot be read; default: 1 % of "
+    "them, at least 10.",
+    lower_bound=0,
+)
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "For tfds: sources; default: TensorFlow Datasets' own."
 )
@@ -47,8 +55,6 @@ DATA_DIR = flags.DEFINE_string(
 def main():
     from ressl_tf.data import shards
 
-    # TensorFlow Datasets warns of the folder that it is about to fill.
-    logging.set_verbosity(logging.ERROR)
     counts = shards.write_shards(
         SOURCE.value,
         NAME.value,
@@ -57,6 +63,7 @@ def main():
         num_shards=NUM_SHARDS.value,
         image_size=IMAGE_SIZE.value,
         keep_files=KEEP_FILES.value,
+        max_bad=MAX_BAD.value,
         data_dir=DATA_DIR.value,
     )
     for split, count in counts.items():

@@ -179,4 +179,5 @@ def resized_crop_of_one(image, box, size, flip):
     resized = tf.raw_ops.ResizeBilinear(
         images=crop, size=[size, size], half_pixel_centers=True
     )[0]
-    return tf.cond(flip, lambda: resized[:, ::-1], lambda: resized)
+    # A slice with a step of -1 takes six times as long.
+    return tf.cond(flip, lambda: tf.reverse(resized, [1]), lambda: resized)

@@ -15,6 +15,7 @@ from tensorflow import keras
 
 from ressl_tf.augment import colors
 from ressl_tf.augment import crops
+from ressl_tf.augment import randaugment
 from ressl_tf.augment.choices import AllAtOnce
 from ressl_tf.augment.choices import OneByOne
 from ressl_tf.augment.draws import uniform
@@ -34,6 +35,7 @@ def _check_options(option):
     size, kernel = option["size"], option["blur_kernel"]
     area, low_high = option["min_area"], option["blur_sigma"]
     mean, std = option["mean"], option["std"]
+    magnitude = option["randaugment_magnitude"]
     rules = {
         "a number of pixels, at least 1 (views are square)": {
             "size": isinstance(size, number) and size >= 1
@@ -60,6 +62,14 @@ def _check_options(option):
             "blur_kernel": isinstance(kernel, number)
             and kernel % 2 == 1
             and kernel >= 1
+        },
+        "a number of operations, 0 or more": {
+            "randaugment": isinstance(option["randaugment"], number)
+            and option["randaugment"] >= 0
+        },
+        f"an integer from 0 to {randaugment.MAX_MAGNITUDE}": {
+            "randaugment_magnitude": isinstance(magnitude, number)
+            and 0 <= magnitude <= randaugment.MAX_MAGNITUDE
         },
         "in [0, 1] (divide a threshold in 0-255 by 255)": {
             "solarize_threshold": 0 <= option["solarize_threshold"] <= 1
@@ -97,8 +107,9 @@ def _check_images(images):
 class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
     """Random resized crop, flip, colour distortion, normalisation.
 
-    In this order: crop, flip, colour jitter (its four adjustments in an order
-    drawn per image), grayscale, blur, solarize, normalise. Every image of a
+    In this order: crop, flip, RandAugment (where it stands the paper does not
+    say), colour jitter (its four adjustments in an order drawn per image),
+    grayscale, blur, solarize, normalise. Every image of a
     batch draws on its own. `flip`, `jitter`, `grayscale`, `blur` and
     `solarize` are probabilities.
 
@@ -112,6 +123,10 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         min_area: smallest crop, as a fraction of the image's area.
         max_area: largest crop, as a fraction of the image's area.
         flip: probability of mirroring left to right.
+        randaugment: number of RandAugment's operations, drawn with
+            replacement from its 14 (Cubuk et al. 2020); 0 for none. Always
+            computed one image after the other, on an accelerator too.
+        randaugment_magnitude: of each operation, an int from 0 to 30.
         brightness: strength b: the factor is uniform in max(0, 1 - b), 1 + b.
         contrast: strength, like brightness.
         saturation: strength, like brightness.
@@ -141,6 +156,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         min_area=0.2,
         max_area=1.0,
         flip=0.5,
+        randaugment=0,
+        randaugment_magnitude=10,
         brightness=0.0,
         contrast=0.0,
         saturation=0.0,
@@ -180,7 +197,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         """Draws all that does not depend on the images' size.
 
         Args:
-            batch_size: B, int or scalar tensor; unused if `rows` are given.
+            batch_size: B, int or scalar tensor.
             seed: (2,) int32 or int64, any values.
             rows: as in `sample`.
 
@@ -214,6 +231,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
                 "saturation": factor("saturation", self.saturation),
                 "hue": value("hue", -self.hue, self.hue),
             }
+        if self.randaugment > 0:
+            drawn |= randaugment.sample(seed, total, self.randaugment)
         if self.grayscale > 0:
             drawn["grayscale"] = happens("grayscale", self.grayscale)
         if self.blur > 0:
@@ -223,7 +242,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             drawn["solarize"] = happens("solarize", self.solarize)
         if rows is None:
             return drawn
-        return {k: v[first : first + batch_size] for k, v in drawn.items()}
+        own = first + tf.range(batch_size)
+        return {name: tf.gather(drawn[name], own) for name in drawn}
 
     def sample(self, images, seed, rows=None):
         """Draws what `augment_images` then applies.
@@ -231,9 +251,9 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         Args:
             images: (B, H, W, 3); only the shape is used.
             seed: (2,) int32 or int64, any values.
-            rows: None, or (first, batch_size), two ints: the images are the
-                rows from `first` on of a larger batch, and get what these
-                rows get where the whole batch is given.
+            rows: None, or (first, batch_size), ints or scalar int32 tensors:
+                the images are the rows from `first` on of a larger batch, and
+                get what these rows get where the whole batch is given.
 
         Returns:
             A dict of tensors with leading dimension B: `box` (B, 4) int32,
@@ -289,7 +309,15 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         Returns:
             (B, size, size, 3) float32, normalised.
         """
-        planes = colors.to_planes(tf.cast(cropped, tf.float32)) * (1.0 / 255.0)
+        images = tf.cast(cropped, tf.float32) * (1.0 / 255.0)
+        if self.randaugment > 0:
+            images = randaugment.apply(
+                images,
+                drawn["randaugment_operation"],
+                drawn["randaugment_sign"],
+                self.randaugment_magnitude,
+            )
+        planes = colors.to_planes(images)
         if self.jitter > 0:
             planes = choices.when(
                 drawn["jitter"],
@@ -380,13 +408,41 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             rows: as in `apply`.
 
         Returns:
-            (cropped, drawn): (B, size, size, 3) float32 in 0-255 and what was
-            drawn, for `distort`.
+            (cropped, drawn): (B, size, size, 3) float32 in 0-255, and what was
+            drawn.
         """
         # As tensors: a seed of Python numbers would compile once per value.
         images, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(seed)
         drawn = self._compiled_sample(images, seed, rows)
         return self._crop(images, drawn), drawn
+
+    def pack(self, cropped, drawn):
+        """What `finish` takes, small enough to be sent to an accelerator.
+
+        Args:
+            cropped: (B, size, size, 3) float32 in 0-255.
+            drawn: as `sample` or `draw` returns it.
+
+        Returns:
+            A dict of tensors with leading dimension B: `crop`, the images
+            rounded to uint8, a quarter of the bytes, and what was drawn for
+            `distort`.
+        """
+        drawn = {name: drawn[name] for name in drawn if name not in _PLACE}
+        return {"crop": tf.saturate_cast(tf.round(cropped), tf.uint8), **drawn}
+
+    @tf.function(jit_compile=True)
+    def finish(self, packed):
+        """The second half of a view, for accelerators: compiled, all at once.
+
+        Args:
+            packed: as `pack` returns it.
+
+        Returns:
+            (B, size, size, 3) float32, normalised: as `apply`, but for the
+            rounding of the crops, half a level of 255 at most.
+        """
+        return self.distort(packed["crop"], packed)
 
     def _crop(self, images, drawn):
         _check_images(images)

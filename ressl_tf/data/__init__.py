@@ -1,12 +1,16 @@
 """From images on disk to batches of views.
 
-`sources` names the data sets, `image_files` decodes files, `readers` say which
-images a step holds, `pipeline` makes batches of views, `service` has other
-machines make them, and `shards` writes what is streamed.
+`sources` names the data sets, `image_files` reads whole folders, `decoding`
+decodes in the graph, `readers` say which images a step holds, `pipeline` makes
+batches of views, `service` has other machines make them, and `shards` writes
+what is streamed.
 """
 
+from ressl_tf.data.decoding import BadImages
+from ressl_tf.data.image_files import default_max_bad
 from ressl_tf.data.pipeline import distribute_train_dataset
 from ressl_tf.data.pipeline import make_train_dataset
+from ressl_tf.data.readers import FileReader
 from ressl_tf.data.readers import MemoryReader
 from ressl_tf.data.readers import ShardReader
 from ressl_tf.data.readers import open_reader
@@ -18,9 +22,12 @@ from ressl_tf.data.sources import require_labels
 
 __all__ = [
     "SOURCES",
+    "BadImages",
+    "FileReader",
     "ImageSet",
     "MemoryReader",
     "ShardReader",
+    "default_max_bad",
     "distribute_train_dataset",
     "load",
     "make_train_dataset",

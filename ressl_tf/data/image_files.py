@@ -118,7 +118,7 @@ def _is_image(path):
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def decode_files(files, image_size, source):
+def decode_files(files, image_size, source, max_bad=None):
     """Decodes image files; those that cannot be read are skipped.
 
     Args:
@@ -126,12 +126,14 @@ def decode_files(files, image_size, source):
         image_size: side of the squares to make of them, or None where they
             are squares of one size already.
         source: what they belong to, for the messages.
+        max_bad: how many may be skipped; None for `default_max_bad`.
 
     Returns:
         (uint8 [M, H, W, 3], the M positions in `files`).
 
     Raises:
-        ValueError: no readable file, or several sizes without `image_size`.
+        ValueError: no readable file, more than `max_bad` that are not, or
+            several sizes without `image_size`.
     """
     images, kept, failures = None, [], []
     decode = partial(_decode_file, image_size=image_size)
@@ -155,15 +157,45 @@ def decode_files(files, image_size, source):
                 images[len(kept)] = result
                 kept.append(index)
     if failures:
-        shown = "; ".join(failures[:10]) + ("; ..." if failures[10:] else "")
         message = (
             f"{len(failures)} of the {len(files)} image files of {source!r} "
-            f"cannot be read: {shown}"
+            f"cannot be read: {_first_of(failures)}"
         )
         if not kept:
             raise ValueError(f"`source` must hold readable images. {message}")
+        if max_bad is None:
+            max_bad = default_max_bad(len(files))
+        if len(failures) > max_bad:
+            raise too_many_bad(failures, max_bad)
         warnings.warn(f"Skipped: {message}", stacklevel=4)
     return images[: len(kept)], kept
+
+
+def default_max_bad(num_images):
+    """How many bad images end a run unless told: 1 %, but at least 10."""
+    return max(10, num_images // 100)
+
+
+def too_many_bad(bad, max_bad, argument="max_bad"):
+    """The error of more bad images than may be.
+
+    Args:
+        bad: list of their names, with or without what is wrong.
+        max_bad: how many may be bad.
+        argument: what the user calls `max_bad`.
+
+    Returns:
+        A ValueError.
+    """
+    return ValueError(
+        f"`{argument}` is the number of images that may be skipped because "
+        "they cannot be read. Repair or remove them, or allow more. Received: "
+        f"{argument}={max_bad} and {len(bad)} such images: {_first_of(bad)}"
+    )
+
+
+def _first_of(names):
+    return "; ".join(names[:10]) + ("; ..." if names[10:] else "")
 
 
 def _decode_file(path, image_size):

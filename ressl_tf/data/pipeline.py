@@ -2,7 +2,10 @@
 
 import tensorflow as tf
 
+from ressl_tf.data import decoding
 from ressl_tf.data import service as service_lib
+from ressl_tf.data.decoding import BadImages
+from ressl_tf.data.image_files import default_max_bad
 from ressl_tf.data.readers import MemoryReader
 from ressl_tf.data.readers import check_integer
 from ressl_tf.data.readers import fold_in
@@ -10,6 +13,9 @@ from ressl_tf.data.readers import steps_per_epoch
 from ressl_tf.data.readers import stream_key
 
 _VIEW_STREAM = 1
+# Of one view of a piece: half of a core's second-level cache and more is slower
+# at 224 pixels, less costs more calls.
+_PIECE_BYTES = 5 * 2**20
 
 
 def distribute_train_dataset(strategy, images, **arguments):
@@ -57,6 +63,8 @@ def make_train_dataset(
     teacher_views,
     seed,
     start_step=0,
+    augment_on="host",
+    bad_images=None,
     worker=0,
     num_workers=1,
     replicas_per_worker=1,
@@ -71,26 +79,36 @@ def make_train_dataset(
     of workers, therefore sees what the uninterrupted one would have seen, and
     no image is decoded or augmented to get there.
 
+    A batch is made in pieces of a few images, whose views fit into the cache
+    of a core.
+
     Args:
         images: a reader (see `readers`), or uint8 [N, H, W, 3], of which one
             copy is kept in host memory.
         batch_size: B, images per step over all replicas.
         student_views: objects whose `apply(images, seed)` maps a uint8
             [B, H, W, 3] tensor and an int64 [2] seed to float32 [B, S, S, 3],
-            drawing nothing but from the seed. For several workers it is
-            called with `rows=(first, B)` too: the images are then the rows
-            from `first` on of a batch of B, and get what they would get in it
-            (`augment.View.apply`).
+            drawing nothing but from the seed. With `rows=(first, B)` the
+            images are the rows from `first` on of a batch of B, and get what
+            they would get in it. `augment.View` is meant; only such views can
+            be cut from images of several sizes or be finished on a device.
         teacher_views: the same.
         seed: integer; another seed gives other orders and other views.
         start_step: step of the first batch.
+        augment_on: "host": the views are made here. "device": they are only
+            cut here; each is a dict, of which the view's `finish` makes the
+            images on the device (`ReSSL(views=...)`), the same but for the
+            crops' rounding to 256 levels.
+        bad_images: `decoding.BadImages`, which counts images that cannot be
+            read; the place of each is taken by the next readable one of its
+            piece. None for the default number of them.
         worker: number of this worker, w, from 0.
         num_workers: W; worker w reads, decodes and augments the rows w B / W
             to (w + 1) B / W of each batch, and no other.
         replicas_per_worker: R; these rows come as R elements a step.
         service: "grpc://HOST:PORT" of a tf.data service that makes the
             batches, the same ones in the same order; None for this process.
-        num_parallel_calls: batches made at once; changes no batch.
+        num_parallel_calls: pieces made at once; changes no batch.
 
     Returns:
         An infinite `tf.data.Dataset` of
@@ -101,40 +119,60 @@ def make_train_dataset(
         ValueError: `images` is no uint8 [N, H, W, 3] array, no views or views
             of no static shape, `batch_size`, `start_step`, `seed` or `worker`
             is out of range, `batch_size` is not divisible by the number of
-            replicas, or `service` is not there or would be sent too much.
+            replicas, `augment_on` is something else, or `service` is not
+            there or would be sent too much.
     """
     reader = _to_reader(images)
     steps_per_epoch(reader.num_images, batch_size)
     check_integer("start_step", start_step, 0)
     check_integer("seed", seed, -(2**63))
     _check_replicas(batch_size, worker, num_workers, replicas_per_worker)
-    student_views = _check_views("student_views", student_views)
-    teacher_views = _check_views("teacher_views", teacher_views)
+    views = Views(
+        _check_views("student_views", student_views),
+        _check_views("teacher_views", teacher_views),
+        seed=seed,
+        batch_size=batch_size,
+        augment_on=augment_on,
+    )
     if service is not None:
         service = service_lib.connect(service)
         _check_graph_size(reader, service, num_workers)
+    if bad_images is None:
+        bad_images = BadImages(default_max_bad(reader.num_images))
 
-    view_key = stream_key(seed, _VIEW_STREAM)
     own = batch_size // num_workers
-    part = {} if num_workers == 1 else {"rows": (worker * own, batch_size)}
+    piece_size = _piece_size(own, views.largest)
+    num_pieces = own // piece_size
 
-    def make_batch(step, what):
-        batch = reader.load(what)
-        results = []
-        for number, view in enumerate(student_views + teacher_views):
-            key = fold_in(view_key, tf.constant(number, tf.int64))
-            results.append(view.apply(batch, fold_in(key, step), **part))
-        return step, {
-            "student": tuple(results[: len(student_views)]),
-            "teacher": tuple(results[len(student_views) :]),
-        }
+    def to_pieces(step, what):
+        first = worker * own + piece_size * tf.range(num_pieces)
+        what = tf.reshape(what, [num_pieces, piece_size])
+        return tf.data.Dataset.from_tensor_slices(
+            (tf.fill([num_pieces], step), first, what)
+        )
+
+    def make_piece(step, first, what):
+        if num_pieces == 1:
+            first = worker * own
+        rows = None if own == batch_size == piece_size else (first, batch_size)
+        return step, views.make(reader, what, step, rows)
+
+    def to_batch(steps, pieces):
+        def join(parts):
+            return tf.reshape(parts, [own, *parts.shape[2:]])
+
+        return steps[0], tf.nest.map_structure(join, pieces)
 
     def make_batches(steps):
-        return steps.map(
-            make_batch,
+        pieces = steps.flat_map(to_pieces).map(
+            make_piece,
             num_parallel_calls=num_parallel_calls,
             deterministic=True,
         )
+        if num_pieces == 1:
+            return pieces
+        batches = pieces.batch(num_pieces, drop_remainder=True)
+        return batches.map(to_batch)
 
     steps = reader.steps(
         batch_size,
@@ -147,6 +185,9 @@ def make_train_dataset(
         dataset = make_batches(steps).map(lambda step, batch: batch)
     else:
         dataset = service_lib.fetch(steps, make_batches, service, start_step)
+    if reader.encoded:
+        # Here, whoever made the batch: this process counts them.
+        dataset = dataset.map(lambda batch: _report(batch, bad_images))
     _check_shapes(dataset.element_spec, own)
     if replicas_per_worker > 1:
         dataset = dataset.map(lambda batch: _split(batch, replicas_per_worker))
@@ -158,6 +199,175 @@ def make_train_dataset(
     options = tf.data.Options()
     options.deterministic = True
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+class Views:
+    """How a piece of a batch becomes its views.
+
+    Args:
+        student: views, as `make_train_dataset` takes them.
+        teacher: views.
+        seed: integer.
+        batch_size: B, over all workers.
+        augment_on: "host" or "device".
+
+    Raises:
+        ValueError: `augment_on` is something else, or "device" with views
+            that cannot be finished there.
+    """
+
+    def __init__(self, student, teacher, *, seed, batch_size, augment_on):
+        if augment_on not in ("host", "device"):
+            raise ValueError(
+                "`augment_on` must be 'host' or 'device'. "
+                f"Received: augment_on={augment_on!r}"
+            )
+        self._views = student + teacher
+        self._num_student = len(student)
+        self._key = stream_key(seed, _VIEW_STREAM)
+        self._batch_size = batch_size
+        self._on_device = augment_on == "device"
+        if self._on_device:
+            _require(self._views, "finish", 'with augment_on="device"')
+
+    @property
+    def largest(self):
+        """Height and width of the largest view; None if views do not tell."""
+        sizes = [getattr(view, "size", None) for view in self._views]
+        return None if None in sizes else max(sizes)
+
+    def make(self, reader, what, step, rows):
+        """The views of a piece.
+
+        Args:
+            reader: see `readers`.
+            what: what it reads for the piece.
+            step: int64 scalar.
+            rows: None, or (first, B): which rows of the batch the piece is.
+
+        Returns:
+            {"student": (views...), "teacher": (views...)}; of encoded images
+            also "names", string [b], and "readable", bool [b].
+        """
+        keys = [
+            fold_in(fold_in(self._key, tf.constant(n, tf.int64)), step)
+            for n in range(len(self._views))
+        ]
+        if not reader.encoded:
+            return self._by_role(self._cut(reader.load(what), keys, rows))
+        encoded, names = reader.load(what)
+        if reader.image_shape is None:
+            views, readable = self._cut_each(encoded, keys, rows)
+        else:
+            images, readable = _decode_all(encoded, reader.image_shape)
+            views = self._cut(_replace_bad(images, readable), keys, rows)
+        return {**self._by_role(views), "names": names, "readable": readable}
+
+    def _by_role(self, views):
+        return {
+            "student": tuple(views[: self._num_student]),
+            "teacher": tuple(views[self._num_student :]),
+        }
+
+    def _cut(self, images, keys, rows):
+        """Views of images of one size, uint8 [b, H, W, 3]."""
+        part = {} if rows is None else {"rows": rows}
+        pairs = zip(self._views, keys, strict=True)
+        if self._on_device:
+            return [
+                view.pack(*view.crop(images, key, **part))
+                for view, key in pairs
+            ]
+        return [view.apply(images, key, **part) for view, key in pairs]
+
+    def _cut_each(self, encoded, keys, rows):
+        """Views of images of any size: (views, which images are readable)."""
+        _require(self._views, "crop_one", "for images of several sizes")
+        num_images = encoded.shape[0]
+        drawn = [
+            tf.function(view.draw, jit_compile=True)(num_images, key, rows)
+            for view, key in zip(self._views, keys, strict=True)
+        ]
+
+        def cut(row):
+            encoded, drawn = row
+            image, readable = decoding.decode(encoded)
+            alone = tf.nest.map_structure(lambda value: value[None], drawn)
+            crops = [
+                view.crop_one(image, own)
+                for view, own in zip(self._views, alone, strict=True)
+            ]
+            return crops, readable
+
+        crop_specs = [
+            tf.TensorSpec([view.size, view.size, 3], tf.float32)
+            for view in self._views
+        ]
+        crops, readable = tf.map_fn(
+            cut,
+            (encoded, drawn),
+            fn_output_signature=(crop_specs, tf.TensorSpec([], tf.bool)),
+        )
+        crops = [_replace_bad(crop, readable) for crop in crops]
+        triples = zip(self._views, crops, drawn, strict=True)
+        if self._on_device:
+            return [view.pack(*rest) for view, *rest in triples], readable
+        return [
+            view.distort_one_by_one(*rest) for view, *rest in triples
+        ], readable
+
+
+def _piece_size(num_rows, view_size):
+    """The largest divisor of `num_rows` whose views stay in a core's cache."""
+    if view_size is None:
+        return num_rows
+    fitting = max(1, _PIECE_BYTES // (view_size**2 * 3 * 4))
+    return max(
+        number
+        for number in range(1, min(fitting, num_rows) + 1)
+        if num_rows % number == 0
+    )
+
+
+def _decode_all(encoded, shape):
+    """String [b] -> (uint8 [b, *shape], bool [b]); another size is bad."""
+
+    def decode(encoded):
+        image, readable = decoding.decode(encoded)
+        readable &= tf.reduce_all(tf.shape(image) == shape)
+        blank = tf.zeros(shape, tf.uint8)
+        image = tf.cond(readable, lambda: image, lambda: blank)
+        return tf.ensure_shape(image, shape), readable
+
+    return tf.map_fn(
+        decode,
+        encoded,
+        fn_output_signature=(
+            tf.TensorSpec(shape, tf.uint8),
+            tf.TensorSpec([], tf.bool),
+        ),
+    )
+
+
+def _replace_bad(images, readable):
+    """Puts the next readable image, cyclically, where one is not."""
+
+    def replace():
+        number = tf.size(readable)
+        rows = tf.range(number)
+        distance = (rows[None, :] - rows[:, None]) % number
+        distance += tf.where(readable, 0, number)[None, :]
+        return tf.gather(images, tf.argmin(distance, axis=1))
+
+    return tf.cond(tf.reduce_all(readable), lambda: images, replace)
+
+
+def _report(batch, bad_images):
+    """Drops the names, once the bad images among them have been counted."""
+    batch = dict(batch)
+    names, readable = batch.pop("names"), batch.pop("readable")
+    bad_images.check(names, readable)
+    return batch
 
 
 def _to_reader(images):
@@ -212,13 +422,24 @@ def _check_graph_size(reader, service, num_workers):
 def _check_shapes(spec, num_rows):
     for name, views in spec.items():
         for number, view in enumerate(views):
-            shape = view.shape
-            if not shape.is_fully_defined() or shape[0] != num_rows:
+            for part in tf.nest.flatten(view):
+                shape = part.shape
+                if shape.is_fully_defined() and shape[0] == num_rows:
+                    continue
                 raise ValueError(
                     f"`{name}_views` must have apply(images, seed) return a "
                     f"static shape [{num_rows}, S, S, 3] (see "
                     f"tf.ensure_shape). Received: {shape} of view {number}"
                 )
+
+
+def _require(views, method, when):
+    for view in views:
+        if not callable(getattr(view, method, None)):
+            raise ValueError(
+                f"`student_views` and `teacher_views` must be `augment.View`s "
+                f"{when}. Received: {view!r}, which has no `{method}`"
+            )
 
 
 def _check_views(name, views):

@@ -1,14 +1,20 @@
-"""Readers: which images the batch of a step holds, and their pixels.
+"""Readers: which images the batch of a step holds, and where they are.
 
 A reader is asked twice. `steps` says, as a data set, what each step reads:
 the order is a pure function of the seed and the step, and costs next to
 nothing, so that a run resumes in the middle. `load` turns what one step reads
-into pixels. Between the two, steps can be dealt to other machines.
+into images. Between the two, steps can be dealt to other machines.
 
-`MemoryReader` holds the images; `ShardReader` streams sets that memory does
-not hold from the files of TensorFlow Datasets. `open_reader` makes either.
+`MemoryReader` holds the pixels of all images. Two others stream images that
+memory does not hold, as they are stored: `FileReader` from image files,
+`ShardReader` from the files of TensorFlow Datasets. What they load is encoded
+(their attribute `encoded` says so): `decoding.decode` makes pixels of it.
+`open_reader` makes any of the three.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +22,7 @@ import tensorflow as tf
 
 from ressl_tf.data import sources
 
-__all__ = ["MemoryReader", "Shard", "ShardReader", "open_reader"]
+__all__ = ["FileReader", "MemoryReader", "Shard", "ShardReader", "open_reader"]
 
 DEFAULT_LANES = 8
 
@@ -25,6 +31,9 @@ _ALGORITHM = "philox"
 # Each use of the seed draws from a stream of its own; views have number 1.
 _ORDER_STREAM = 0
 _SHARD_ORDER, _ROTATION, _WINDOWS = range(3)
+# Reading files waits more than it computes.
+_READ_THREADS = 32
+_CHUNK = 10000
 
 
 def open_reader(
@@ -33,78 +42,70 @@ def open_reader(
     *,
     image_size=None,
     data_dir=None,
+    max_bad=None,
     stream=False,
     lanes=DEFAULT_LANES,
+    cache_bytes=None,
 ):
     """Opens one split of a data set for training.
 
     Args:
         source: as in `sources.load`.
         split: as in `sources.load`.
-        image_size: as in `sources.load`. Streamed images are resized by
-            TensorFlow, those in memory by PIL: they may differ by one level
-            of 255, and do not where nothing has to be resized.
+        image_size: as in `sources.load`, for images in memory. Streamed ones
+            keep their size: views are cut from them as they are stored.
         data_dir: as in `sources.load`.
-        stream: False reads all images into memory; True streams them from
-            TFRecord files while training ("tfds:" sources only).
-        lanes: of `ShardReader`; what is read into memory has none.
+        max_bad: as in `sources.load`, for images in memory.
+        stream: False reads all images into memory; True reads them while
+            training: the files of a "folder:" source, the TFRecord files of a
+            "tfds:" source.
+        lanes: of `ShardReader`.
+        cache_bytes: of `FileReader`.
 
     Returns:
-        A `MemoryReader` or a `ShardReader`.
+        A `MemoryReader`, `FileReader` or `ShardReader`.
 
     Raises:
-        ValueError: as `sources.load`; or what is to be streamed is not in
-            TFRecord files.
+        ValueError: as `sources.load`; the source cannot be streamed.
     """
     if not stream:
         image_set = sources.load(
-            source, split, image_size=image_size, data_dir=data_dir
+            source,
+            split,
+            image_size=image_size,
+            data_dir=data_dir,
+            max_bad=max_bad,
         )
         return MemoryReader(image_set.images)
-    shards, feature = sources.tfds_shards(source, split, image_size, data_dir)
-    shape = (image_size,) * 2 if image_size else tuple(feature.shape[:2])
-
-    def load(record):
-        example = {"image": tf.io.FixedLenFeature([], tf.string)}
-        encoded = tf.io.parse_single_example(record, example)["image"]
-        return _to_shape(feature.decode_example(encoded), shape)
-
+    kind, argument = sources.parse_source(source, split, image_size)
+    if kind == "folder":
+        paths, _, _ = sources.folder_files(argument, split)
+        return FileReader(paths, cache_bytes=cache_bytes)
+    if kind != "tfds":
+        raise ValueError(
+            "`source` must be 'folder:PATH' or 'tfds:NAME' to be streamed: "
+            "write this one as shards first, with `python -m "
+            f"tools.make_shards`. Received: source={source!r}"
+        )
+    found = sources.tfds_shards(source, split, data_dir)
     return ShardReader(
-        [Shard(*shard) for shard in shards], load, (*shape, 3), lanes=lanes
+        [Shard(*file) for file in found.files],
+        set_name=argument,
+        name_key=found.name_key,
+        image_shape=found.image_shape,
+        lanes=lanes,
     )
 
 
-class MemoryReader:
-    """Images in memory: each epoch visits them in its own permutation.
-
-    Args:
-        images: uint8 [N, H, W, 3]; one copy is kept in host memory.
+class _PermutedReader:
+    """The order of what can be read in any: each epoch has a permutation.
 
     Attributes:
         num_images: N.
-        num_bytes: of the images, in memory.
-
-    Raises:
-        ValueError: `images` is no uint8 [N, H, W, 3] array.
     """
 
-    def __init__(self, images):
-        images = np.asarray(images)
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[-1] != 3
-        ):
-            raise ValueError(
-                "`images` must be uint8 [N, H, W, 3]. Received: images of "
-                f"{images.dtype} {images.shape}"
-            )
-        self.num_images = len(images)
-        self.num_bytes = images.nbytes
-        # An eager tensor, so that the graph of `load` captures it rather than
-        # holds it; on the host, where tf.data runs.
-        with tf.device("/CPU:0"):
-            self._pixels = tf.constant(images)
+    def __init__(self, num_images):
+        self.num_images = num_images
 
     def steps_per_epoch(self, batch_size):
         """As the function `steps_per_epoch`."""
@@ -142,9 +143,155 @@ class MemoryReader:
 
         return _epochs(first_epoch, num_steps).flat_map(steps_of_epoch)
 
+
+class MemoryReader(_PermutedReader):
+    """Images in memory: each epoch visits them in its own permutation.
+
+    Args:
+        images: uint8 [N, H, W, 3]; one copy is kept in host memory.
+
+    Attributes:
+        num_images: N.
+        num_bytes: of what the graph of `load` holds: the images.
+        image_shape: (H, W, 3).
+
+    Raises:
+        ValueError: `images` is no uint8 [N, H, W, 3] array.
+    """
+
+    encoded = False
+
+    def __init__(self, images):
+        images = np.asarray(images)
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[-1] != 3
+        ):
+            raise ValueError(
+                "`images` must be uint8 [N, H, W, 3]. Received: images of "
+                f"{images.dtype} {images.shape}"
+            )
+        super().__init__(len(images))
+        self.num_bytes = images.nbytes
+        self.image_shape = images.shape[1:]
+        # An eager tensor, so that the graph of `load` captures it rather than
+        # holds it; on the host, where tf.data runs.
+        with tf.device("/CPU:0"):
+            self._pixels = tf.constant(images)
+
     def load(self, rows):
         """int32 [b] positions -> uint8 [b, H, W, 3]."""
         return tf.gather(self._pixels, rows)
+
+
+class FileReader(_PermutedReader):
+    """Image files: each epoch visits them in its own permutation.
+
+    Any file can be next, so on a disk that is slow to find them, and memory
+    that does not hold them, shards are faster.
+
+    Args:
+        paths: of the files.
+        cache_bytes: where the files together have no more bytes than this,
+            they are read once, when the reader is opened, and kept in memory
+            as they are, encoded (twice for a moment). None: a quarter of the
+            memory that is free then. 0: never.
+
+    Attributes:
+        num_images: N.
+        num_bytes: of what the graph of `load` holds: the paths, and the files
+            if they are kept in memory.
+        image_shape: None: sizes differ, or might.
+
+    Raises:
+        ValueError: `cache_bytes` is negative.
+    """
+
+    encoded = True
+    image_shape = None
+
+    def __init__(self, paths, *, cache_bytes=None):
+        if cache_bytes is None:
+            cache_bytes = _free_memory() // 4
+        check_integer("cache_bytes", cache_bytes, 0)
+        paths = [os.fsencode(path) for path in paths]
+        super().__init__(len(paths))
+        self.num_bytes = sum(map(len, paths))
+        files = _read_files(paths, cache_bytes) if cache_bytes else None
+        with tf.device("/CPU:0"):
+            self._paths = tf.constant(paths)
+            self._files = None if files is None else tf.constant(files)
+        if files is not None:
+            self.num_bytes += sum(map(len, files))
+
+    def load(self, rows):
+        """int32 [b] positions -> the files, string [b], and their paths.
+
+        A file that cannot be read is empty, which is no image.
+        """
+        paths = tf.gather(self._paths, rows)
+        if self._files is not None:
+            return tf.gather(self._files, rows), paths
+        # Only data sets can ignore errors: those that can be read, and which.
+        files = tf.data.Dataset.from_tensor_slices(paths).enumerate()
+        files = files.map(
+            lambda row, path: (row, tf.io.read_file(path)),
+            num_parallel_calls=_READ_THREADS,
+        ).ignore_errors()
+        size = tf.size(rows, tf.int64)
+        files = files.concatenate(tf.data.Dataset.from_tensors((size, b"")))
+        found, files = files.batch(size + 1).get_single_element()
+        files = tf.scatter_nd(found[:, None], files, size[None] + 1)[:-1]
+        return tf.ensure_shape(files, rows.shape), paths
+
+
+def _free_memory():
+    """Bytes of memory that this process may still use."""
+    known = "SC_AVPHYS_PAGES" in os.sysconf_names  # Not on a Mac.
+    pages = os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES")
+    free = pages * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup")
+    try:  # A container may have less than its machine.
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # Has none.
+        return free
+    return min(free, max(limit - used, 0))
+
+
+def _read_files(paths, max_bytes):
+    """The files' bytes, b"" where there are none; None if above the limit."""
+    import tqdm
+
+    def size(path):
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return 0
+
+    def read(path):
+        try:
+            return Path(os.fsdecode(path)).read_bytes()
+        except OSError:
+            return b""
+
+    def of_all(function):
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            for start in range(0, len(paths), _CHUNK):
+                yield from pool.map(function, paths[start : start + _CHUNK])
+
+    if sum(of_all(size)) > max_bytes:
+        return None
+    return list(
+        tqdm.tqdm(
+            of_all(read),
+            "reading files",
+            len(paths),
+            disable=None,  # Unless stderr is a terminal.
+            leave=False,
+        )
+    )
 
 
 class Shard(NamedTuple):
@@ -180,26 +327,33 @@ class ShardReader:
 
     Args:
         shards: of `Shard`s.
-        load_record: maps a scalar string, one record, to uint8 [H, W, 3].
-        image_shape: (H, W, 3).
+        set_name: what to call the set in messages.
+        name_key: the feature of a record that names its image, if there is
+            one; else an image is called by its record's 64-bit fingerprint
+            (`tf.fingerprint`).
+        image_shape: (H, W, 3) if all images have it.
         lanes: L, divides the batch size; a multiple of the number of workers.
         window: records permuted together. Up to three windows per lane are in
             memory at a time, encoded as in the files.
 
     Attributes:
         num_images: N.
-        num_bytes: in memory beside the windows: 0.
+        num_bytes: of what the graph of `load` holds: 0.
+        image_shape: as given.
 
     Raises:
         ValueError: a file is missing; `lanes` or `window` is below 1.
     """
 
+    encoded = True
+
     def __init__(
         self,
         shards,
-        load_record,
-        image_shape,
         *,
+        set_name,
+        name_key=None,
+        image_shape=None,
         lanes=DEFAULT_LANES,
         window=1024,
     ):
@@ -222,8 +376,9 @@ class ShardReader:
         self.num_bytes = 0
         self.lanes = lanes
         self.window = window
-        self._load_record = load_record
-        self._image_spec = tf.TensorSpec(image_shape, tf.uint8)
+        self.image_shape = image_shape
+        self._set_name = set_name
+        self._name_key = name_key
         paths, skips, lengths = zip(*self.shards, strict=True)
         with tf.device("/CPU:0"):
             self._paths = tf.constant(paths)
@@ -286,10 +441,16 @@ class ShardReader:
         return batches.enumerate(start_step)
 
     def load(self, records):
-        """String [b] records -> uint8 [b, H, W, 3]."""
-        return tf.map_fn(
-            self._load_record, records, fn_output_signature=self._image_spec
+        """String [b] records -> the files in them, and what to call these."""
+        keys = ["image"] + ([self._name_key] if self._name_key else [])
+        example = tf.io.parse_example(
+            records, {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
         )
+        if self._name_key:
+            return example["image"], example[self._name_key]
+        numbers = _hexadecimal(tf.fingerprint(records))
+        name = tf.strings.join(["record ", numbers, f" of {self._set_name}"])
+        return example["image"], name
 
     def _windows(self, epoch_key, lane, first, num_records):
         """Permuted windows of a lane in one epoch, from number `first` on."""
@@ -355,30 +516,13 @@ def _read(path, skip, take):
     return records.apply(tf.data.experimental.assert_cardinality(take))
 
 
-def _to_shape(image, shape):
-    """uint8 [H, W, 1, 3 or 4] -> uint8 [*shape, 3], as `sources.load`.
-
-    Brings the shorter side to `shape`, a square, and keeps the centre; images
-    of that shape stay as they are.
-    """
-    if image.shape[-1] == 1:
-        image = tf.image.grayscale_to_rgb(image)
-    image = image[..., :3]
-    if tuple(image.shape[:2]) == shape:
-        return image
-    # Not tf.image.resize: the centre square may begin at half a pixel.
-    extent = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = shape[0] / tf.reduce_min(extent)
-    offset = (shape[0] - extent * scale) / 2
-    image = tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=shape,
-        scale=tf.stack([scale, scale]),
-        translation=offset,
-        kernel_type="triangle",
-        antialias=True,
-    )[0]
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+def _hexadecimal(numbers):
+    """uint8 [b, n] -> string [b], two digits each."""
+    numbers = tf.cast(numbers, tf.int32)
+    digits = tf.reshape(tf.stack([numbers // 16, numbers % 16], -1), [-1, 16])
+    return tf.strings.reduce_join(
+        tf.gather(tf.constant(list("0123456789abcdef")), digits), axis=1
+    )
 
 
 def steps_per_epoch(num_images, batch_size):

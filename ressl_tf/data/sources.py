@@ -59,7 +59,9 @@ class ImageSet(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def load(source, split="train", *, image_size=None, data_dir=None):
+def load(
+    source, split="train", *, image_size=None, data_dir=None, max_bad=None
+):
     """Reads one split of a data set into memory.
 
     Args:
@@ -72,6 +74,8 @@ def load(source, split="train", *, image_size=None, data_dir=None):
             side is resized (antialiased) and the centre square kept. None
             keeps the stored size.
         data_dir: where TensorFlow Datasets keeps its files; "tfds:" only.
+        max_bad: how many image files may be skipped because they cannot be
+            read, None for any number; "folder:" only.
 
     Returns:
         An `ImageSet`. The same arguments give the same images in the same
@@ -79,10 +83,11 @@ def load(source, split="train", *, image_size=None, data_dir=None):
 
     Raises:
         ValueError: unknown source, missing or empty path, a split or a format
-            that is not there, images of several sizes without `image_size`.
+            that is not there, images of several sizes without `image_size`,
+            more than `max_bad` files that cannot be read.
     """
     kind, argument = parse_source(source, split, image_size)
-    return SOURCES[kind](argument, split, image_size, data_dir)
+    return SOURCES[kind](argument, split, image_size, data_dir, max_bad)
 
 
 def parse_source(source, split="train", image_size=None):
@@ -164,7 +169,7 @@ def photo_corners(width, height, class_index, split, count):
     return lefts, tops
 
 
-def _read_photos(_, split, image_size, __):
+def _read_photos(_, split, image_size, *__):
     from PIL import Image
 
     size = image_size or PHOTO_IMAGE_SIZE
@@ -212,12 +217,17 @@ def _photo_paths():
         yield found[0]
 
 
-def _read_tfds(name, split, image_size, data_dir):
+def _read_tfds(name, split, image_size, data_dir, _):
     import tensorflow_datasets as tfds
 
     source = f"tfds:{name}"
     builder = _tfds_builder(name, data_dir)
-    image = _tfds_image(builder, image_size, source)
+    image = _tfds_image(builder, source)
+    if image_size is None and None in image.shape[:2]:
+        raise ValueError(
+            "`image_size` must be given where images differ in size. "
+            f"Received: image_size=None, source={source!r}"
+        )
     features = builder.info.features
     split, num_images, _ = _tfds_split(builder, split, source)
     wanted = {key for key in ("image", "label") if key in features}
@@ -263,33 +273,36 @@ def _read_tfds(name, split, image_size, data_dir):
     return _image_set(images, labels, names, source)
 
 
-def tfds_shards(source, split="train", image_size=None, data_dir=None):
+class TfdsShards(NamedTuple):
     """Where the records of one split of a "tfds:" source are.
+
+    Attributes:
+        files: (path, records to skip, records to take) of every file.
+        image_shape: (H, W, 3) if all images have it, else None.
+        name_key: the feature that names an image's file, or None.
+    """
+
+    files: list
+    image_shape: tuple | None
+    name_key: str | None
+
+
+def tfds_shards(source, split="train", data_dir=None):
+    """Finds the `TfdsShards` of a "tfds:" source.
 
     Args:
         source: as in `load`.
         split: as in `load`.
-        image_size: as in `load`, only checked.
         data_dir: as in `load`.
 
-    Returns:
-        ([(path, records to skip, records to take), ...], feature): every file
-        of the split, and the `tfds.features.Image` that decodes what the
-        records hold under "image".
-
     Raises:
-        ValueError: as `load`; another kind of source; files of another format
-            than TFRecord.
+        ValueError: as `load`; files of another format than TFRecord.
     """
-    kind, argument = parse_source(source, split, image_size)
-    if kind != "tfds":
-        raise ValueError(
-            "`source` must be 'tfds:NAME' to be streamed: write this one as "
-            "shards first, with `python -m tools.make_shards`. "
-            f"Received: source={source!r}"
-        )
+    import tensorflow_datasets as tfds
+
+    _, argument = parse_source(source, split)
     builder = _tfds_builder(argument, data_dir)
-    feature = _tfds_image(builder, image_size, source)
+    image = _tfds_image(builder, source)
     _, _, files = _tfds_split(builder, split, source)
     file_format = builder.info.file_format.value
     if file_format != "tfrecord":
@@ -297,10 +310,21 @@ def tfds_shards(source, split="train", image_size=None, data_dir=None):
             "`source` must be prepared as TFRecord files to be streamed. "
             f"Received: source={source!r}, prepared as {file_format}"
         )
-    return [(file.filename, file.skip, file.take) for file in files], feature
+    size = tuple(image.shape[:2])
+    features = dict(builder.info.features.items())
+    named = [
+        key
+        for key in ("file_name", "image/filename")
+        if isinstance(features.get(key), tfds.features.Text)
+    ]
+    return TfdsShards(
+        [(file.filename, file.skip, file.take) for file in files],
+        None if None in size else (*size, 3),
+        named[0] if named else None,
+    )
 
 
-def _tfds_image(builder, image_size, source):
+def _tfds_image(builder, source):
     """The feature "image" of a data set, which is one of 8-bit pixels."""
     import tensorflow_datasets as tfds
 
@@ -310,11 +334,6 @@ def _tfds_image(builder, image_size, source):
         raise ValueError(
             "`source` must have a feature 'image' of 8-bit pixels. Received: "
             f"source={source!r}, whose features are {sorted(features)}"
-        )
-    if image_size is None and None in image.shape[:2]:
-        raise ValueError(
-            "`image_size` must be given where images differ in size. "
-            f"Received: image_size=None, source={source!r}"
         )
     return image
 
@@ -400,16 +419,16 @@ def folder_files(path, split):
     return files, labels, names
 
 
-def _read_folder(path, split, image_size, _):
+def _read_folder(path, split, image_size, _, max_bad):
     source = f"folder:{path}"
     files, labels, names = folder_files(path, split)
-    images, kept = decode_files(files, image_size, source)
+    images, kept = decode_files(files, image_size, source, max_bad)
     if labels is not None:
         labels = np.asarray(labels, np.int64)[kept]
     return _image_set(images, labels, names, source)
 
 
-def _read_npz(path, split, image_size, _):
+def _read_npz(path, split, image_size, *_):
     source = f"npz:{path}"
     path = Path(path).expanduser()
     if not path.is_file():
