@@ -3,7 +3,8 @@
 Each sub-dict holds the keyword arguments of one function, so that a setting
 is looked up where that function documents it and a typo fails by its name:
 
-    data       `data.load` and the pixel statistics `mean` and `std`
+    data       `data.open_reader`, where views are finished (`augment_on`), and
+               the pixel statistics `mean` and `std`
     views      `augment.make_views`, for "student" and one for "teacher"
     backbone   `make_backbone`
     projector  `make_projector`
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from tensorflow import keras
 
+from ressl_tf import data
 from ressl_tf import networks
 from ressl_tf import optimizers
 from ressl_tf import schedules
@@ -37,6 +39,18 @@ class Durations(NamedTuple):
     infonce_warmup: int  # of alpha
 
 
+def open_reader(config, cache_bytes=None):
+    """The reader of a recipe's images.
+
+    Args:
+        config: the recipe.
+        cache_bytes: as in `data.open_reader`.
+    """
+    keys = ("source", "split", "image_size", "data_dir", "max_bad")
+    settings = {key: config["data"][key] for key in (*keys, "stream", "lanes")}
+    return data.open_reader(**settings, cache_bytes=cache_bytes)
+
+
 def make_views(config):
     """The views of a recipe: {"student": layers, "teacher": layers}, tuples.
 
@@ -45,13 +59,13 @@ def make_views(config):
     # keras-cv is 500 modules: only who trains waits for it.
     from ressl_tf import augment
 
-    data = config["data"]
+    settings = config["data"]
     return {
         role: augment.make_views(
             **{
-                "size": data["image_size"],
-                "mean": data["mean"],
-                "std": data["std"],
+                "size": settings["image_size"],
+                "mean": settings["mean"],
+                "std": settings["std"],
                 **config["views"][role],
             }
         )
@@ -193,12 +207,12 @@ def make_encoder(config, backbone):
     Returns:
         A `keras.Model` from float32 (B, H, W, 3) in 0-255 to float32 (B, C).
     """
-    data = config["data"]
-    size = data["image_size"]
+    settings = config["data"]
+    size = settings["image_size"]
     images = keras.Input((size, size, 3), name="images")
     normalised = keras.layers.Normalization(
-        mean=[255.0 * value for value in data["mean"]],
-        variance=[(255.0 * value) ** 2 for value in data["std"]],
+        mean=[255.0 * value for value in settings["mean"]],
+        variance=[(255.0 * value) ** 2 for value in settings["std"]],
         dtype="float32",  # 0-255 has too many digits for half precision
         name="normalize",
     )(images)

@@ -314,14 +314,9 @@ def _open_data(config, data_service):
     """(ImageSet, its reader); None and a reader if images are streamed."""
     settings = config["data"]
     if settings["stream"]:
-        return None, data.open_reader(
-            split=settings["split"],
-            stream=True,
-            lanes=settings["lanes"],
-            # The workers of a service read for themselves.
-            cache_bytes=0 if data_service else None,
-            **_source(config),
-        )
+        # The workers of a service read for themselves.
+        cache_bytes = 0 if data_service else None
+        return None, recipe.open_reader(config, cache_bytes)
     train_set = data.load(split=settings["split"], **_source(config))
     return train_set, data.MemoryReader(train_set.images)
 

@@ -10,13 +10,18 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import augment
 from ressl_tf import networks
 from ressl_tf import scaling
 from ressl_tf.benchmark import counts
+from ressl_tf.benchmark import end_to_end
 from ressl_tf.benchmark import host
+from ressl_tf.benchmark import input as input_lib
 from ressl_tf.benchmark import memory
+from ressl_tf.benchmark import opponents
 from ressl_tf.benchmark import queue
 from ressl_tf.benchmark import setup as setup_lib
+from ressl_tf.benchmark import step
 from ressl_tf.benchmark import timing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +54,51 @@ def test_ratios_are_taken_within_a_round():
         "a": {"wall": 1.0, "cpu": 1.0},
         "b": {"wall": 3.0, "cpu": 1.0},
     }
+
+
+def test_a_variant_may_time_itself():
+    own = timing.Seconds(wall=2.0, cpu=3.0)
+    times = timing.interleave({"own": lambda: own}, rounds=2)
+    np.testing.assert_array_equal(times["own"], [[2.0, 3.0]] * 2)
+
+
+class RunsAhead:
+    """One element a second; while nobody draws, a hundred become ready."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.drawn = 0
+
+    def __iter__(self):
+        last, ready = self.clock["now"], 0
+        while True:
+            if self.clock["now"] > last:  # others had their turn
+                ready = 100
+            if ready:
+                ready -= 1
+            else:
+                self.clock["now"] += 1.0
+            last = self.clock["now"]
+            self.drawn += 1
+            yield None
+
+
+def test_streams_are_timed_without_what_lay_ready(monkeypatch):
+    clock = {"now": 0.0}
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(timing.time, name, lambda: clock["now"])
+    a, b = RunsAhead(clock), RunsAhead(clock)
+    streams = {"a": (a, 1), "b": (b, 4)}
+    times = timing.interleave_streams(streams, 2, seconds=48.0, at_least=8)
+    np.testing.assert_array_equal(times["a"], np.ones((2, 2)))
+    np.testing.assert_array_equal(times["b"], np.full((2, 2), 0.25))
+    # 8 to settle each time, or a quarter of what is timed: 1, 8, twice 48.
+    assert a.drawn == b.drawn == (8 + 1) + (8 + 8) + 2 * (12 + 48)
+
+
+def test_rates_are_items_a_second():
+    times = {"a": np.array([[0.5, 1.0], [0.25, 1.0], [0.1, 4.0]])}
+    assert timing.rates(times) == {"a": {"wall": 4.0, "cpu": 1.0}}
 
 
 def test_no_rounds_are_refused():
@@ -188,6 +238,226 @@ def test_host_without_images_is_refused(tmp_path):
         host.measure(tmp_path)
 
 
+def test_input_compares_everyone_in_a_row():
+    result = input_lib.measure((16,), rounds=2, seconds=0.01, batch_sizes=(2,))
+    assert [row["view"] for row in result["views"]] == ["strong", "weak"]
+    for row in result["views"]:
+        names = {"ours", "keras_cv", "pil", "copy"}
+        assert set(row["per_second"]) == names
+        assert set(row["ratios"]) == names - {"ours"}
+        assert row["chosen"] == {"ours": 2, "keras_cv": 2}
+    assert result["files"] is None
+    text = input_lib.table(result)
+    assert "\nstrong      16" in text and "ours/PIL" in text
+    json.dumps(result)
+
+
+def test_the_fastest_is_chosen_by_item(monkeypatch):
+    def interleave_streams(streams, rounds, seconds, at_least):
+        assert streams == {1: "one", 16: "sixteen", 64: "many"}
+        walls = {1: [3.0, 3.0], 16: [9.0, 1.0], 64: [2.0, 2.0]}
+        return {k: np.stack([v, [0, 0]], axis=1) for k, v in walls.items()}
+
+    monkeypatch.setattr(timing, "interleave_streams", interleave_streams)
+    streams = {1: "one", 16: "sixteen", 64: "many"}
+    # The other round of 16 was disturbed.
+    assert input_lib._fastest(streams) == 16
+
+
+def test_ratios_of_rates_say_how_much_faster_ours_is(monkeypatch):
+    seconds = {"ours": 0.5, "keras_cv": 2.0, "pil": 8.0, "copy": 0.25}
+
+    def interleave_streams(streams, rounds, seconds_each, at_least=8):
+        assert list(streams) == list(seconds)
+        return {k: np.full((rounds, 2), v) for k, v in seconds.items()}
+
+    monkeypatch.setattr(input_lib, "_fastest", lambda streams: 2)
+    monkeypatch.setattr(timing, "interleave_streams", interleave_streams)
+    monkeypatch.setattr(input_lib, "_cores", lambda: 2)
+    monkeypatch.setattr(opponents, "keras_cv_chain", lambda view: tf.identity)
+    result = input_lib.measure((16,), rounds=3, batch_sizes=(2,))
+    for row in result["views"]:
+        per_second, ratios = row["per_second"], row["ratios"]
+        assert per_second["ours"] == {"wall": 2.0, "cpu": 2.0}
+        assert ratios["keras_cv"] == {"wall": 4.0, "cpu": 4.0}
+        # One process on each of two cores.
+        assert per_second["pil"] == {"wall": 0.25, "cpu": 0.125}
+        assert ratios["pil"] == {"wall": 8.0, "cpu": 16.0}
+    line = input_lib.table(result).splitlines()[1]
+    assert line.split() == (
+        "strong 16 2 0 0 4 4.00 ( 4.00) 8.00 (16.00)".split()
+    )
+
+
+def write_jpeg_files(folder, number, height, width):
+    generator = np.random.default_rng(0)
+    for index in range(number):
+        pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+        file = tf.io.encode_jpeg(pixels).numpy()
+        (folder / f"{index}.jpeg").write_bytes(file)
+
+
+def test_input_from_files(tmp_path, monkeypatch):
+    write_jpeg_files(tmp_path, 3, 60, 80)
+    monkeypatch.setattr(input_lib, "FILE_VIEW_SIZE", 16)
+    result = input_lib.measure((), tmp_path, rounds=1, seconds=0.01)
+    row = result["files"]
+    assert row["images"] == 3
+    names = {"ours", "whole", "keras_cv", "decode", "copy"}
+    assert set(row["per_second"]) == names
+    for name in ("whole", "keras_cv"):  # one round: its ratio is the rates'
+        for kind in ("wall", "cpu"):
+            assert row["ratios"][name][kind] == pytest.approx(
+                row["per_second"]["ours"][kind] / row["per_second"][name][kind]
+            )
+    assert "pair of     16" in input_lib.table(result)
+
+
+@pytest.mark.parametrize("make", ["pil", "keras_cv"])
+def test_opponents_make_our_views(make):
+    """A crop alone, of a plain image: what comes out is known."""
+    view = augment.make_view(8, min_area=0.5, mean=(0.1, 0.2, 0.3))
+    images = np.full((2, 12, 12, 3), 51, np.uint8)
+    expected = (0.2 - np.array([0.1, 0.2, 0.3])) / np.array(view.std)
+    if make == "pil":
+        generator = np.random.default_rng(0)
+        results = opponents.pil_chain(view)(images[0], generator)
+        assert results.dtype == np.float32
+    else:
+        results = opponents.keras_cv_chain(view)(tf.constant(images))
+        assert results.shape == (2, 8, 8, 3)
+    np.testing.assert_allclose(
+        results, np.broadcast_to(expected, results.shape), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"solarize": 1.0}, (55, 200, 100)),
+        ({"flip": 1.0}, (200, 55, 100)),
+        # round(0.299 x 200 + 0.587 x 55 + 0.114 x 100)
+        ({"grayscale": 1.0}, (103, 103, 103)),
+        ({"jitter": 1.0, "hue": 0.0, "brightness": 0.0}, (200, 55, 100)),
+    ],
+)
+def test_pil_operations_by_hand(options, expected):
+    view = augment.make_view(
+        4,
+        min_area=1.0,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        **{"flip": 0.0, **options},
+    )
+    image = np.full((4, 4, 3), (200, 55, 100), np.uint8)
+    if "flip" in options:
+        image[:, :2] = (55, 200, 100)
+    pixels = opponents.pil_chain(view)(image, np.random.default_rng(0))
+    if "flip" in options:
+        np.testing.assert_allclose(pixels[:, 2:] * 255, image[:, :2], atol=1e-4)
+        np.testing.assert_allclose(pixels[:, :2] * 255, image[:, 2:], atol=1e-4)
+        return
+    if "solarize" in options:  # values from 128 on are inverted
+        expected = (55, 55, 100)
+    np.testing.assert_allclose(
+        pixels * 255, np.broadcast_to(expected, (4, 4, 3)), atol=1e-4
+    )
+
+
+def test_step_adds_up():
+    result = step.measure(TINY, rounds=1, matrix_size=32)
+    parts = result["parts"]
+    for name, part in parts.items():
+        rate = part["flops_per_second"]
+        assert rate == pytest.approx(part["flops"] / part["seconds"])
+        if name != "matmul":
+            images = part["images_per_second"]
+            assert images == pytest.approx(4 / part["seconds"])
+    assert parts["matmul"]["flops"] == 2 * 32**3
+    whole, networks, floor = (
+        parts[name]["seconds"] for name in ("step", "networks", "floor")
+    )
+    ratios = result["ratios"]
+    assert ratios["step_to_floor"]["wall"] == pytest.approx(whole / floor)
+    outside = ratios["outside_networks"]["wall"]
+    assert outside == pytest.approx(1 - networks / whole)
+    assert result["of_limit"] == pytest.approx(
+        parts["step"]["flops_per_second"] / parts["matmul"]["flops_per_second"]
+    )
+    text = step.table(result)
+    assert f"step / floor: {whole / floor:.2f} " in text
+    json.dumps(result)
+
+
+def test_step_counts_two_forward_passes_for_a_backward_pass():
+    setup = TINY._replace(crops=2)
+    backbone, *heads = setup_lib.make_networks(setup)
+    forward = counts.count(backbone).forward_flops
+    projector, predictor = (counts.count(head).forward_flops for head in heads)
+    operations = step._operations(setup_lib.make_model(setup), setup)
+    teacher = 4 * (forward + projector)
+    student = 2 * 3 * 4 * (forward + projector + predictor)
+    assert operations["floor"] == student
+    assert operations["step"] == operations["networks"] == student + teacher
+
+
+def test_the_networks_alone_compute_what_the_step_does():
+    model, batch = setup_lib.make_model(TINY), setup_lib.make_batch(TINY)
+    targets, gradients = step._networks(model, batch)
+    assert [tuple(target.shape) for target in targets] == [(4, 4)]
+    for gradient, variable in zip(
+        gradients, model.trainable_variables, strict=True
+    ):
+        assert gradient.shape == variable.shape
+        assert np.isfinite(gradient).all()
+    assert max(np.abs(gradient).max() for gradient in gradients) > 0
+
+
+@pytest.mark.parametrize("shared_cores", [True, False])
+def test_end_to_end_ratios(shared_cores):
+    times = {
+        "step": np.array([[4.0, 0], [6.0, 0], [1.0, 0]]),
+        "input": np.array([[1.0, 0], [2.0, 0], [3.0, 0]]),
+        "both": np.array([[5.0, 0], [16.0, 0], [4.0, 0]]),
+    }
+    result = end_to_end._compare(times, 12, shared_cores)
+    per_second, ratios = result["images_per_second"], result["ratios"]
+    assert per_second["step"] == 3.0
+    assert per_second["input"] == 6.0
+    assert per_second["both"] == 2.4
+    assert ratios["to_slower"] == 0.75  # 4 / 5, 6 / 16, 3 / 4
+    if shared_cores:
+        assert per_second["limit"] == 2.4  # 12 / 5, 12 / 8, 12 / 4
+        assert ratios["to_limit"] == 1.0  # 5 / 5, 8 / 16, 4 / 4
+    else:
+        assert per_second["limit"] == 3.0
+        assert ratios["to_limit"] == 0.75
+
+
+def test_end_to_end_trains_on_real_views():
+    result = end_to_end.measure(TINY._replace(image_size=16), rounds=1, steps=2)
+    assert set(result["images_per_second"]) == {
+        "step",
+        "input",
+        "both",
+        "limit",
+    }
+    assert min(result["images_per_second"].values()) > 0
+    text = end_to_end.table(result)
+    assert "1 / (1/input + 1/step)" in text
+    json.dumps(result)
+
+
+def test_pictures_are_photographs_and_always_the_same():
+    pictures = setup_lib.make_pictures(4, 32)
+    assert pictures.shape == (4, 32, 32, 3) and pictures.dtype == np.uint8
+    np.testing.assert_array_equal(pictures, setup_lib.make_pictures(4, 32))
+    assert (pictures[0] != pictures[2]).any()  # two crops of one photograph
+    # Neighbours are alike, which those of noise are not.
+    step_size = np.abs(np.diff(pictures.astype(float), axis=1)).mean()
+    assert 0 < step_size < pictures.std() / 2
+
+
 # --- commands ---------------------------------------------------------------
 
 
@@ -219,12 +489,22 @@ def test_benchmark_command(tmp_path):
     assert "no write" in finished.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["queues"], ["host"]])
-def test_benchmark_says_what_it_needs(arguments):
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], "input, step, end_to_end, queue, memory, host. Received: none"),
+        (["queues"], "Received: queues"),
+        (["--rounds=2", "queue", "stray"], "Received: queue stray"),
+        (["host"], "`--images` must name a folder of JPEG files"),
+        (["input", "--sizes=32,large"], "`--sizes` must be whole numbers"),
+    ],
+)
+def test_benchmark_says_what_it_needs(arguments, expected):
     finished = call("tools.benchmark", *arguments)
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1
+    assert expected in finished.stderr
 
 
 def test_scaling_command(tmp_path):

@@ -295,7 +295,7 @@ def test_a_dispatcher_that_has_no_list():
 
 def test_a_step_that_is_not_the_next_ends_the_run(two_workers):
     connected = service_lib.connect(two_workers)
-    assert service == (two_workers, 2)
+    assert connected == (two_workers, 2)
     steps = tf.data.Dataset.range(10, 10**6).map(lambda step: (step, step))
 
     def fetch(make):

@@ -50,7 +50,7 @@ def make_config(source, changes=None, backbone="tiny"):
     Args:
         source: as in `data.load`.
         changes: {"train.epochs": 2.0, ...}.
-        backbone: "tiny" needs `lighten`.
+        backbone: "tiny" needs `add_backbone` or `lighten`.
 
     Returns:
         A nested dict.
@@ -85,9 +85,14 @@ class PlainView:
         return images + self.strength * own
 
 
+def add_backbone(monkeypatch):
+    """Adds the backbone "tiny"."""
+    monkeypatch.setitem(networks.RESNETS, "tiny", ("basic", (1, 1)))
+
+
 def lighten(monkeypatch):
     """Adds the backbone "tiny" and replaces the views by plain ones."""
-    monkeypatch.setitem(networks.RESNETS, "tiny", ("basic", (1, 1)))
+    add_backbone(monkeypatch)
     monkeypatch.setattr(
         recipe,
         "make_views",

@@ -1,5 +1,8 @@
 """What the method costs, measured on this machine.
 
+python -m tools.benchmark input [--images=FOLDER]
+python -m tools.benchmark step
+python -m tools.benchmark end_to_end
 python -m tools.benchmark queue
 python -m tools.benchmark memory
 python -m tools.benchmark host --images=FOLDER
@@ -9,7 +12,6 @@ one run: on a machine that others use, absolute times say little.
 """
 
 import json
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -20,10 +22,16 @@ JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 ROUNDS = flags.DEFINE_integer(
     "rounds",
     10,
-    "For queue and host: how often everything is measured.",
+    "How often everything is measured; not for memory.",
     lower_bound=1,
 )
-IMAGES = flags.DEFINE_string("images", None, "For host: folder of JPEG files.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "For host and input: folder of JPEG files."
+)
+SIZES = flags.DEFINE_list("sizes", "32,224", "For input: sizes of the views.")
+STEPS = flags.DEFINE_integer(
+    "steps", 10, "For end_to_end: batches of a measurement.", lower_bound=1
+)
 BACKBONE = flags.DEFINE_string("backbone", "resnet18", "Of the small model.")
 WIDTH = flags.DEFINE_integer("width", 16, "Of the backbone.", lower_bound=1)
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -36,10 +44,31 @@ QUEUE_SIZES = flags.DEFINE_list(
 )
 
 
+def measure_input():
+    from ressl_tf.benchmark import input as views
+
+    sizes = _numbers("sizes", SIZES.value)
+    return views, views.measure(sizes, IMAGES.value, ROUNDS.value)
+
+
+def measure_step():
+    from ressl_tf.benchmark import step
+
+    setup = _setup(batch_size=256)
+    return step, step.measure(setup, ROUNDS.value)
+
+
+def measure_end_to_end():
+    from ressl_tf.benchmark import end_to_end
+
+    setup = _setup(batch_size=256)
+    return end_to_end, end_to_end.measure(setup, ROUNDS.value, STEPS.value)
+
+
 def measure_queue():
     from ressl_tf.benchmark import queue
 
-    sizes = [_positive(size) for size in QUEUE_SIZES.value]
+    sizes = _numbers("queue_sizes", QUEUE_SIZES.value)
     return queue, queue.measure(_setup(batch_size=256), sizes, ROUNDS.value)
 
 
@@ -60,19 +89,17 @@ def measure_host():
 
 
 SUBJECTS = {
+    "input": measure_input,
+    "step": measure_step,
+    "end_to_end": measure_end_to_end,
     "queue": measure_queue,
     "memory": measure_memory,
     "host": measure_host,
 }
 
 
-def main():
-    if SUBJECT not in SUBJECTS:
-        raise ValueError(
-            "The first argument must be a subject: "
-            f"{', '.join(SUBJECTS)}. Received: {SUBJECT!r}"
-        )
-    module, result = SUBJECTS[SUBJECT]()
+def main(subject):
+    module, result = SUBJECTS[subject]()
     print(module.table(result))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
@@ -91,18 +118,19 @@ def _setup(batch_size, **fields):
     )
 
 
-def _positive(text):
-    if not text.strip().isdigit() or int(text) < 1:
+def _numbers(name, texts):
+    for text in texts:
+        if not text.strip().isdigit() or int(text) < 1:
+            raise ValueError(
+                f"`--{name}` must be whole numbers from 1, with commas. "
+                f"Received: {text!r}"
+            )
+    if not texts:
         raise ValueError(
-            "`--queue_sizes` must be whole numbers from 1, with commas. "
-            f"Received: {text!r}"
+            f"`--{name}` must be at least one number. Received: none"
         )
-    return int(text)
+    return [int(text) for text in texts]
 
 
 if __name__ == "__main__":
-    # The other tools take flags alone; here a word says what is measured.
-    SUBJECT = None
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        SUBJECT = sys.argv.pop(1)
-    command.run(main)
+    command.run(main, words=SUBJECTS)

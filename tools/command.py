@@ -28,22 +28,25 @@ logger = python_logging.getLogger("ressl_tf")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(main):
-    """Runs `main()` under absl; a ValueError of ours is the user's mistake."""
+def run(main, words=()):
+    """Runs a tool under absl; a ValueError of ours is the user's mistake.
+
+    Args:
+        main: function without arguments; with `words`, of the word given.
+        words: of which the command line has to have one, beside flags; none:
+            it has flags alone.
+    """
 
     def wrapped(argv):
-        if len(argv) > 1:
-            fail(
-                "Only flags are taken, as --name=value. "
-                f"Received: {' '.join(argv[1:])}"
-            )
+        arguments = argv[1:]
+        _check_words(arguments, words)
         _set_up_messages()
         _import_tensorflow()
         from ressl_tf import cluster
         from ressl_tf import monitor
 
         try:
-            main()
+            main(*arguments)
         except ValueError as error:
             if not _is_ours(error):
                 raise
@@ -164,6 +167,17 @@ def fail(message, code=2):
     line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr)
     sys.exit(code)
+
+
+def _check_words(arguments, words):
+    received = " ".join(arguments)
+    if not words and arguments:
+        fail(f"Only flags are taken, as --name=value. Received: {received}")
+    if words and (len(arguments) != 1 or arguments[0] not in words):
+        fail(
+            f"One word is needed beside flags: {', '.join(words)}. "
+            f"Received: {received or 'none'}"
+        )
 
 
 def _set_up_messages():

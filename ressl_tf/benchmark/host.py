@@ -1,21 +1,13 @@
 """What an image costs the host: its bytes, decoding it, making its views."""
 
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 
 from ressl_tf import augment
+from ressl_tf.benchmark import setup as setup_lib
 from ressl_tf.benchmark import timing
 
 STORED_SIZE = 256  # of the squares that views are cut from
-# The strong view of the paper's ImageNet recipe; its min_area is the crop's.
-_STRONG = {
-    "min_area": 0.14,
-    "saturation": 0.2,
-    "blur_kernel": 23,
-    "solarize": 0.1,
-}
 
 
 def measure(folder, sizes=(224, 96), rounds=10):
@@ -34,17 +26,7 @@ def measure(folder, sizes=(224, 96), rounds=10):
     Raises:
         ValueError: if there is no JPEG file.
     """
-    paths = sorted(
-        path
-        for path in Path(folder).rglob("*")
-        if path.suffix.lower() in (".jpeg", ".jpg")
-    )
-    if not paths:
-        raise ValueError(
-            "`folder` must hold JPEG files (.jpeg, .jpg). "
-            f"Received: folder={str(folder)!r}"
-        )
-    files = [path.read_bytes() for path in paths]
+    files = [path.read_bytes() for path in setup_lib.jpeg_files(folder)]
     images = tf.stack([_square(_decode(file)) for file in files])
     images = tf.cast(tf.round(images), tf.uint8)
     stored = [tf.io.encode_png(image).numpy() for image in images]
@@ -74,7 +56,7 @@ def measure(folder, sizes=(224, 96), rounds=10):
     }
     for size in sizes:
         variants[f"strong view of {size}"] = view(
-            augment.strong_view, size, **_STRONG
+            augment.strong_view, size, **setup_lib.IMAGENET_STRONG
         )
     times = timing.interleave(variants, rounds)
     costs = {

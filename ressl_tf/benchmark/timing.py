@@ -1,8 +1,32 @@
 """Time ratios that survive a busy machine."""
 
+import math
 import time
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
+
+
+class Seconds(NamedTuple):
+    """Of wall time, and of CPU time of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+class Clock:
+    """Runs from when it is made."""
+
+    def __init__(self):
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self):
+        """`Seconds` since then."""
+        return Seconds(
+            time.perf_counter() - self._wall, time.process_time() - self._cpu
+        )
 
 
 def interleave(variants, rounds, warmup=3):
@@ -13,7 +37,8 @@ def interleave(variants, rounds, warmup=3):
 
     Args:
         variants: {name: function without arguments}; each is to return only
-            when its work is done.
+            when its work is done. One that returns `Seconds` has timed itself,
+            and left out what does not belong to its work.
         rounds: how often each is measured, at least 1.
         warmup: how often in a row each is run before that: traces, caches.
 
@@ -37,13 +62,100 @@ def interleave(variants, rounds, warmup=3):
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            variants[name]()
-            times[name][number] = (
-                time.perf_counter() - wall,
-                time.process_time() - cpu,
-            )
+            clock = Clock()
+            result = variants[name]()
+            own = isinstance(result, Seconds)
+            times[name][number] = result if own else clock.read()
     return times
+
+
+class Stream:
+    """An iterable without end, and how long its elements take to make.
+
+    While nobody draws, tf.data goes on in the background, and fills buffers
+    of which it chooses the size. So every measurement starts an iterator of
+    its own, and draws without a pause: nothing can lie ready. The start, and
+    what tf.data learns in it, is not timed. (To draw a kept iterator until an
+    element has to be waited for does not do: on a busy machine one that lies
+    ready takes as long.)
+
+    Args:
+        elements: the iterable.
+        at_least: elements to learn its speed from. Some come in bursts, as
+            many as there are cores.
+
+    Attributes:
+        seconds: wall time an element takes, about.
+    """
+
+    def __init__(self, elements, at_least=8):
+        self._elements = elements
+        self._settle = at_least
+        self.draw(1)  # traces, compiles
+        self.seconds = self.draw(at_least).wall / at_least
+
+    def draw(self, number):
+        """`Seconds` that `number` elements take to be made and drawn."""
+        iterator = iter(self._elements)
+        for _ in range(max(self._settle, number // 4)):
+            next(iterator)
+        clock = Clock()
+        for _ in range(number):
+            next(iterator)
+        return clock.read()
+
+
+def interleave_streams(streams, rounds, seconds=1.0, at_least=8):
+    """Draws from several streams by turns: what does one item of each take?
+
+    Args:
+        streams: {name: (iterable without end, items an element counts for)}.
+        rounds: how often each is measured, at least 1.
+        seconds: how long one measurement takes, about.
+        at_least: elements that one measurement draws, however long it takes.
+
+    Returns:
+        {name: (rounds, 2) float64 array}: seconds of wall time and of CPU
+        time for one item.
+
+    Raises:
+        ValueError: if `rounds` is smaller than 1.
+    """
+    drawn, variants = {}, {}
+    for name, (elements, _) in streams.items():
+        stream = Stream(elements, at_least)
+        drawn[name] = max(at_least, math.ceil(seconds / stream.seconds))
+        variants[name] = partial(stream.draw, drawn[name])
+    times = interleave(variants, rounds, warmup=0)
+    return {
+        name: times[name] / (drawn[name] * items)
+        for name, (_, items) in streams.items()
+    }
+
+
+def waiting(function, *arguments):
+    """A variant that calls it and waits: a GPU runs ahead of Python."""
+
+    def call():
+        function(*arguments)
+        tf.test.experimental.sync_devices()
+
+    return call
+
+
+def rates(times):
+    """Items a second of what took `times`, medians over the rounds.
+
+    Args:
+        times: {name: (rounds, 2) array} of seconds for one item.
+
+    Returns:
+        {name: {"wall": items a second, "cpu": items a second of one core}}.
+    """
+    return {
+        name: _wall_and_cpu(np.median(1.0 / values, axis=0))
+        for name, values in times.items()
+    }
 
 
 def median_ratios(times, reference):
@@ -57,12 +169,10 @@ def median_ratios(times, reference):
         {name: {"wall": ratio, "cpu": ratio}}; 1.0 for the reference.
     """
     return {
-        name: dict(
-            zip(
-                ("wall", "cpu"),
-                np.median(values / times[reference], axis=0).tolist(),
-                strict=True,
-            )
-        )
+        name: _wall_and_cpu(np.median(values / times[reference], axis=0))
         for name, values in times.items()
     }
+
+
+def _wall_and_cpu(pair):
+    return dict(zip(("wall", "cpu"), map(float, pair), strict=True))

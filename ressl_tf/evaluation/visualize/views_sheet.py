@@ -137,10 +137,7 @@ def make_columns(config, views, *, num_images, step, num_draws):
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    settings = dict(config["data"])
-    for statistics in ("mean", "std"):
-        settings.pop(statistics)
-    reader = data.open_reader(**settings)
+    reader = recipe.open_reader(config)
     batch_size = config["train"]["batch_size"]
     batches = data.make_train_dataset(
         _OneBatch(reader),
