@@ -12,6 +12,7 @@ from tensorflow import keras
 from ressl_tf import augment
 from ressl_tf.augment import colors
 from ressl_tf.augment import crops
+from ressl_tf.augment import randaugment
 from ressl_tf.augment.choices import AllAtOnce
 from ressl_tf.augment.choices import OneByOne
 
@@ -393,6 +394,23 @@ def test_operations_come_in_order():
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
+def test_randaugment_comes_first():
+    view = augment.make_view(
+        32, randaugment=2, randaugment_magnitude=17, grayscale=1.0, **NO_CHANGE
+    )
+    values = drawn(view, PIXELS, box=(0, 0, 32, 32), flip=False)
+    expected = randaugment.apply(
+        IMAGES,
+        values["randaugment_operation"],
+        values["randaugment_sign"],
+        17,
+    )
+    assert np.abs(expected - IMAGES).max() > 0.5
+    expected = on_images(colors.to_grayscale)(expected)
+    result = view.augment_images(PIXELS, values)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+
+
 def test_weak_view_of_the_whole_image_only_normalises():
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     view = augment.weak_view(32, mean=mean, std=std)
@@ -567,6 +585,9 @@ def test_config_round_trip():
         ({"mean": (125.0, 120.0, 110.0)}, "`mean`.*divide by 255"),
         ({"mean": (0.5,)}, "`mean` must be three numbers"),
         ({"std": (0.2, 0.0, 0.2)}, r"`std`.*Received: std=\(0.2, 0.0, 0.2\)"),
+        ({"randaugment": -1}, "`randaugment` must be.*randaugment=-1"),
+        ({"randaugment": 0.5}, "`randaugment` must be.*randaugment=0.5"),
+        ({"randaugment_magnitude": 31}, "from 0 to 30.*magnitude=31"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
@@ -583,3 +604,48 @@ def test_unknown_arguments_are_refused():
 def test_images_of_the_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match="Received: images.shape="):
         augment.weak_view(24).apply(np.zeros(shape, np.uint8), (0, 0))
+
+
+def test_crops_are_views_of_the_same_settings():
+    views = augment.make_views(24, crops=2, min_area=0.3)
+    assert [view.get_config()["min_area"] for view in views] == [0.3, 0.3]
+    assert [view.size for view in views] == [24, 24]
+    assert len(augment.make_views(24)) == 1
+
+
+def test_sizes_have_their_own_areas():
+    views = augment.make_views(
+        (24, 16, 8),
+        min_area=(0.14, 0.1, 0.05),
+        max_area=0.9,
+        blur=0.5,
+        blur_kernel=(7, 5, 3),
+        blur_sigma=(0.1, 2.0),
+    )
+    found = [
+        (v.size, v.min_area, v.max_area, v.blur_kernel, v.blur_sigma)
+        for v in views
+    ]
+    assert found == [
+        (24, 0.14, 0.9, 7, (0.1, 2.0)),
+        (16, 0.1, 0.9, 5, (0.1, 2.0)),
+        (8, 0.05, 0.9, 3, (0.1, 2.0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 8, "crops": 0}, "`crops`.*at least 1.*crops=0"),
+        ({"size": 8, "crops": 1.5}, "`crops`.*crops=1.5"),
+        ({"size": (8, 8), "crops": 2}, r"`crops`.*size=\(8, 8\)"),
+        (
+            {"size": (8, 8), "min_area": (0.1, 0.2, 0.3)},
+            r"`min_area`.*2 sizes.*min_area=\(0.1, 0.2, 0.3\)",
+        ),
+        ({"size": (8, 0)}, "`size`.*size=0"),
+    ],
+)
+def test_views_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        augment.make_views(**options)

@@ -11,6 +11,8 @@ from configs import photos
 from ressl_tf import optimizers
 from ressl_tf import recipe
 from ressl_tf import schedules
+from ressl_tf import train
+from ressl_tf import workdir
 
 
 @pytest.fixture
@@ -225,3 +227,77 @@ def test_views_get_their_own_settings():
         assert view.jitter == jitter
         assert tuple(view.mean) == config["data"]["mean"]
         assert tuple(view.std) == config["data"]["std"]
+
+
+STRONG = {
+    "min_area": 0.14,
+    "jitter": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "grayscale": 0.2,
+    "blur": 0.5,
+    "blur_kernel": 23,
+    "solarize": 0.1,
+}
+MULTI_CROP = {
+    **STRONG,
+    "size": (224, 192, 160, 128, 96),
+    "min_area": (0.14, 0.117, 0.095, 0.073, 0.05),
+    "max_area": (1.0, 0.86, 0.715, 0.571, 0.429),
+}
+STRONGER = {
+    **MULTI_CROP,
+    "min_area": 0.08,
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "randaugment": 5,
+    "randaugment_magnitude": 10,
+}
+
+
+@pytest.mark.parametrize(
+    "student, teacher, num_student, num_teacher",
+    [
+        (STRONG, {}, 1, 1),
+        ({**STRONG, "crops": 2}, {"crops": 2}, 2, 2),
+        (MULTI_CROP, {}, 5, 1),
+        (STRONGER, {}, 5, 1),
+    ],
+)
+def test_layouts_of_the_paper(student, teacher, num_student, num_teacher):
+    config = quick_config()
+    config["data"]["image_size"] = 224
+    config["views"] = {"student": student, "teacher": teacher}
+    views = recipe.make_views(config)
+    assert len(views["student"]) == num_student
+    assert len(views["teacher"]) == num_teacher
+    assert views["teacher"][0].size == 224
+    for number, view in enumerate(views["student"]):
+        for name, value in student.items():
+            if name != "crops":
+                own = value[number] if isinstance(value, tuple) else value
+                assert getattr(view, name) == own
+    # Several sizes need a backbone of any size.
+    size = None if "size" in student else 224
+    backbone = recipe.make_model(config).student.backbone
+    assert backbone.input_shape == (None, size, size, 3)
+
+
+def test_a_multi_crop_run(tmp_path, monkeypatch):
+    tiny.add_backbone(monkeypatch)
+    config = tiny.make_config(
+        tiny.write_images(tmp_path), {"train.epochs": 1.0}
+    )
+    config["views"]["student"] = {
+        "size": (16, 12),
+        "min_area": (0.2, 0.1),
+        "max_area": (1.0, 0.5),
+    }
+    run = train.train(config, tmp_path / "run")
+    assert run.finished
+    rows = workdir.read_metrics(tmp_path / "run")
+    assert np.isfinite([row["loss"] for row in rows]).all()

@@ -413,6 +413,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         """
         # As tensors: a seed of Python numbers would compile once per value.
         images, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(seed)
+        if rows is not None:
+            rows = tf.convert_to_tensor(rows[0]), rows[1]
         drawn = self._compiled_sample(images, seed, rows)
         return self._crop(images, drawn), drawn
 

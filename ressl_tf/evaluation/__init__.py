@@ -1,6 +1,7 @@
 """How good the frozen features are: extraction, probes and pictures.
 
 Each protocol is a module: `features` (images to features), `knn` (the monitor
-of a running training), `linear` (probes on frozen features) and `visualize`
-(pictures of them). Import the module you need; this package imports none.
+of a running training) and `linear` (probes on frozen features); `visualize`
+draws: neighbours, curves, views. Import the module you need; this package
+imports none.
 """

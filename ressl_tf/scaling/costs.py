@@ -93,9 +93,9 @@ class Input(NamedTuple):
     """
 
     image_bytes: float = 114e3  # of a file
-    decode: float = 4.5e-3  # core-seconds, resized to 256 x 256
-    strong_view: float = 4.4e-3  # core-seconds, of 224 x 224
-    weak_view: float = 0.95e-3
+    decode: float = 1.65e-3  # core-seconds, of a file in full size
+    strong_view: float = 1.73e-3  # core-seconds, of 224 x 224
+    weak_view: float = 0.77e-3
     storage_per_host: float = 2e9  # assumed; bytes/s
     storage_total: float = 100e9  # assumed
     usable_cores: float = 0.8  # assumed; share that is left for input
