@@ -163,11 +163,10 @@ def make_model(config, durations=None, views=None):
 def _input_size(config):
     """The views' one size; None where they have several."""
     size = config["data"]["image_size"]
-    sizes = {
-        config["views"][role].get("size", size)
-        for role in ("student", "teacher")
-    }
-    return size if sizes == {size} else None
+    views = config["views"].values()
+    return (
+        size if all(view.get("size", size) == size for view in views) else None
+    )
 
 
 def compile_model(model, config, optimizer, steps_per_execution=1):
