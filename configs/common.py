@@ -61,7 +61,8 @@ def finish(config, arg):
             "A recipe has one other form, 'quick', as in "
             f"configs/photos.py:quick. Received: {arg!r}"
         )
-    config.backbone.width = 4
+    # Not less: see `make_backbone`.
+    config.backbone.width = 16
     config.projector.hidden_dim = 32
     config.projector.output_dim = 16
     config.predictor.hidden_dim = 32

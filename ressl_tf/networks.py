@@ -38,7 +38,10 @@ def make_backbone(
             (3x3 of stride 1, max-pool: the paper's STL-10 and Tiny ImageNet)
             or "cifar" (3x3 of stride 1, no max-pool).
         width: channels of the first stage, at least 1; the paper's networks
-            have 64. All other widths follow by doubling.
+            have 64. All other widths follow by doubling. Below 16, training
+            at 64 pixels and more ends TensorFlow 2.21 on a CPU: its oneDNN
+            convolutions overrun their memory (TF_ENABLE_ONEDNN_OPTS=0 avoids
+            it).
         zero_init_last_gamma: whether each block starts as the identity.
         bn_splits: S, at least 1: batch normalisation by S groups of the
             global batch (`batch_norm.BatchNormalization`), or None for

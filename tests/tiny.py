@@ -35,6 +35,7 @@ def write_images(folder, labelled=True):
 SETTINGS = {
     "data.image_size": IMAGE_SIZE,
     "backbone.stem": "small",
+    "backbone.width": 4,
     "method.queue_size": 40,
     "train.batch_size": BATCH_SIZE,
     "train.epochs": 3.0,
