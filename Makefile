@@ -13,16 +13,17 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-keras2 test-addons lint clean
+.PHONY: demo test test-slow test-keras2 test-addons lint clean
 
 demo: $(INSTALLED)
 	$(RUN) -m tools.demo --workdir=$(DEMO)
 
 test: $(INSTALLED) lint
-	$(RUN) $(PYTEST)
-
-test-fast: $(INSTALLED)
 	$(RUN) $(PYTEST) -m "not slow"
+
+# Minutes each: workers and runs that are killed, the demo.
+test-slow: $(INSTALLED)
+	$(RUN) $(PYTEST) -m slow
 
 # What has to work on Keras 2, and on TensorFlow 2.15 with Addons.
 test-keras2: $(VENV)-keras2/.installed

@@ -18,8 +18,8 @@ from ressl_tf import data
 from ressl_tf import train
 from ressl_tf import workdir
 from ressl_tf.data import decoding
+from ressl_tf.data import order
 from ressl_tf.data import pipeline
-from ressl_tf.data import readers
 
 NO_CHANGE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 STRONG = augment.strong_view(16, blur_kernel=3)
@@ -77,7 +77,7 @@ def key_of(seed, view, step):
     """The seed that the pipeline documents for a view of a step."""
     key = tf.constant([seed, 1], tf.int64)
     for number in (view, step):
-        key = readers.fold_in(key, tf.constant(number, tf.int64))
+        key = order.fold_in(key, tf.constant(number, tf.int64))
     return key
 
 
@@ -111,7 +111,6 @@ def test_full_size_equals_in_memory_for_images_of_one_size(tmp_path):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("kind", ["memory", "files"])
 def test_pieces_change_no_bit(kind, folder, monkeypatch):
     images = np.random.default_rng(2).integers(
@@ -142,7 +141,6 @@ def test_piece_size(num_rows, view_size, expected):
     assert pipeline._piece_size(num_rows, view_size) == expected
 
 
-@pytest.mark.core
 def test_parts_of_workers_and_replicas(folder):
     whole = batches(open_folder(folder))
     parts = [
@@ -161,7 +159,6 @@ def test_parts_of_workers_and_replicas(folder):
         assert_same([found], [expected])
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("parallel_calls", [1, 3])
 def test_parallel_calls_and_resuming(folder, parallel_calls):
     whole = batches(open_folder(folder))
@@ -219,7 +216,6 @@ def test_bad_images_are_replaced_and_counted(folder, tmp_path, caplog):
     assert seen == 6  # three epochs
 
 
-@pytest.mark.core
 def test_too_many_bad_images_end_the_data_set(folder, tmp_path):
     bad = damage(folder, tmp_path / "bad", 1, 5, 8)
     count = data.BadImages(2)
@@ -267,7 +263,6 @@ def test_views_finished_on_the_device(kind, folder):
         )
 
 
-@pytest.mark.core
 def test_a_run_with_views_finished_on_the_device(tmp_path, monkeypatch):
     tiny.add_backbone(monkeypatch)
     source = tiny.write_images(tmp_path)

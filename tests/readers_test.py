@@ -14,6 +14,7 @@ from PIL import Image
 
 from ressl_tf.data import decoding
 from ressl_tf.data import image_files
+from ressl_tf.data import order
 from ressl_tf.data import readers
 from ressl_tf.data import shards
 from ressl_tf.data import sources
@@ -304,7 +305,7 @@ def test_windows_are_shuffled_as_a_whole(tmp_path):
 
 def test_a_worker_reads_only_its_lanes(shard_list):
     reader = make_reader(shard_list)
-    key = readers.fold_in(readers.stream_key(0, 0), 0)
+    key = order.fold_in(order.stream_key(0, 0), 0)
     whole = []
     for lane in range(LANES):
         paths, skips, takes = reader._pieces(key, lane, 0, 6)

@@ -127,6 +127,7 @@ def test_workers_equal_one_device(folder, single):
         np.testing.assert_array_equal(other[name], chief[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_one_device_to_two(folder, single):
     finish(start(folder, "moved", "--steps=10"))
     assert len(workdir_lib.read_metrics(folder / "moved")) == 10

@@ -47,7 +47,7 @@ QUEUE_SIZES = flags.DEFINE_list(
 def measure_input():
     from ressl_tf.benchmark import input as views
 
-    sizes = _numbers("sizes", SIZES.value)
+    sizes = command.positive_numbers("sizes", SIZES.value)
     return views, views.measure(sizes, IMAGES.value, ROUNDS.value)
 
 
@@ -68,7 +68,7 @@ def measure_end_to_end():
 def measure_queue():
     from ressl_tf.benchmark import queue
 
-    sizes = _numbers("queue_sizes", QUEUE_SIZES.value)
+    sizes = command.positive_numbers("queue_sizes", QUEUE_SIZES.value)
     return queue, queue.measure(_setup(batch_size=256), sizes, ROUNDS.value)
 
 
@@ -116,20 +116,6 @@ def _setup(batch_size, **fields):
         dim=DIM.value,
         **fields,
     )
-
-
-def _numbers(name, texts):
-    for text in texts:
-        if not text.strip().isdigit() or int(text) < 1:
-            raise ValueError(
-                f"`--{name}` must be whole numbers from 1, with commas. "
-                f"Received: {text!r}"
-            )
-    if not texts:
-        raise ValueError(
-            f"`--{name}` must be at least one number. Received: none"
-        )
-    return [int(text) for text in texts]
 
 
 if __name__ == "__main__":

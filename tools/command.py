@@ -162,6 +162,21 @@ def open_subject():
     )
 
 
+def positive_numbers(name, texts):
+    """The values of a list flag as ints from 1 on."""
+    for text in texts:
+        if not text.strip().isdigit() or int(text) < 1:
+            raise ValueError(
+                f"`--{name}` must be whole numbers from 1, with commas. "
+                f"Received: {text!r}"
+            )
+    if not texts:
+        raise ValueError(
+            f"`--{name}` must be at least one number. Received: none"
+        )
+    return [int(text) for text in texts]
+
+
 def fail(message, code=2):
     """Prints the mistake in one line and exits."""
     line = " ".join(str(message).split())

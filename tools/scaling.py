@@ -37,12 +37,14 @@ JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 def main():
     from ressl_tf import scaling
 
-    devices = _numbers("devices", DEVICES.value)
+    devices = command.positive_numbers("devices", DEVICES.value)
     arguments = {
         "images": IMAGES.value,
         "epochs": EPOCHS.value,
         "devices": devices,
-        "batch_sizes": _numbers("batch_sizes", BATCH_SIZES.value),
+        "batch_sizes": command.positive_numbers(
+            "batch_sizes", BATCH_SIZES.value
+        ),
         "device": DEVICE.value,
         "backbone": BACKBONE.value,
         "views": VIEWS.value,
@@ -63,16 +65,6 @@ def main():
         )
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def _numbers(name, texts):
-    for text in texts:
-        if not text.strip().isdigit() or int(text) < 1:
-            raise ValueError(
-                f"`--{name}` must be whole numbers from 1, with commas. "
-                f"Received: {text!r}"
-            )
-    return [int(text) for text in texts]
 
 
 def _parameters():

@@ -45,7 +45,7 @@ def measure(setup, queue_sizes=QUEUE_SIZES, rounds=10):
             # Traced here: called one after the other, they would look to
             # TensorFlow like one function that is traced again and again.
             traced = part.get_concrete_function(batch)
-            variants[queue_size, name] = _waiting(traced, batch)
+            variants[queue_size, name] = timing.waiting(traced, batch)
     # The moving average does not depend on K.
     for queue_size in queue_sizes[1:]:
         del variants[queue_size, "teacher"]
@@ -121,13 +121,3 @@ def _parts(model, setup):
         "loss": tf.function(loss),
         "teacher": tf.function(move_teacher),
     }
-
-
-def _waiting(function, batch):
-    """Calls it and waits: a GPU runs ahead of Python."""
-
-    def call():
-        function(batch)
-        tf.test.experimental.sync_devices()
-
-    return call

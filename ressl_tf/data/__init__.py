@@ -1,20 +1,21 @@
 """From images on disk to batches of views.
 
 `sources` names the data sets, `image_files` reads whole folders, `decoding`
-decodes in the graph, `readers` say which images a step holds, `pipeline` makes
-batches of views, `service` has other machines make them, and `shards` writes
-what is streamed.
+decodes in the graph. `readers` (and `shard_reader`, of TFRecord files) say
+which images a step holds, in the `order` of a seed. `pipeline` makes batches
+of views, `service` has other machines make them, and `shards` writes what is
+streamed.
 """
 
 from ressl_tf.data.decoding import BadImages
 from ressl_tf.data.image_files import default_max_bad
+from ressl_tf.data.order import steps_per_epoch
 from ressl_tf.data.pipeline import distribute_train_dataset
 from ressl_tf.data.pipeline import make_train_dataset
 from ressl_tf.data.readers import FileReader
 from ressl_tf.data.readers import MemoryReader
 from ressl_tf.data.readers import ShardReader
 from ressl_tf.data.readers import open_reader
-from ressl_tf.data.readers import steps_per_epoch
 from ressl_tf.data.sources import SOURCES
 from ressl_tf.data.sources import ImageSet
 from ressl_tf.data.sources import load

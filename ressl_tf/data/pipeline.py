@@ -6,13 +6,13 @@ from ressl_tf.data import decoding
 from ressl_tf.data import service as service_lib
 from ressl_tf.data.decoding import BadImages
 from ressl_tf.data.image_files import default_max_bad
+from ressl_tf.data.order import VIEW_STREAM
+from ressl_tf.data.order import check_integer
+from ressl_tf.data.order import fold_in
+from ressl_tf.data.order import steps_per_epoch
+from ressl_tf.data.order import stream_key
 from ressl_tf.data.readers import MemoryReader
-from ressl_tf.data.readers import check_integer
-from ressl_tf.data.readers import fold_in
-from ressl_tf.data.readers import steps_per_epoch
-from ressl_tf.data.readers import stream_key
 
-_VIEW_STREAM = 1
 # Of one view of a piece: half of a core's second-level cache and more is slower
 # at 224 pixels, less costs more calls.
 _PIECE_BYTES = 5 * 2**20
@@ -224,7 +224,7 @@ class Views:
             )
         self._views = student + teacher
         self._num_student = len(student)
-        self._key = stream_key(seed, _VIEW_STREAM)
+        self._key = stream_key(seed, VIEW_STREAM)
         self._batch_size = batch_size
         self._on_device = augment_on == "device"
         if self._on_device:
