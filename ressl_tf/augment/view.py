@@ -109,9 +109,8 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
 
     In this order: crop, flip, RandAugment (where it stands the paper does not
     say), colour jitter (its four adjustments in an order drawn per image),
-    grayscale, blur, solarize, normalise. Every image of a
-    batch draws on its own. `flip`, `jitter`, `grayscale`, `blur` and
-    `solarize` are probabilities.
+    grayscale, blur, solarize, normalise. Every image of a batch draws on its
+    own. `flip`, `jitter`, `grayscale`, `blur` and `solarize` are probabilities.
 
     `view.apply(images, seed)` is a function of its arguments. `view(images)`,
     or `view({"images": images, "labels": labels})`, draws a seed from the
