@@ -183,7 +183,12 @@ def damage(folder, target, *numbers):
 
 
 @pytest.mark.core
-def test_bad_images_are_replaced_and_counted(folder, tmp_path, caplog):
+@pytest.mark.parametrize("piece_size", [1, 6])
+def test_bad_images_are_replaced_and_counted(
+    piece_size, folder, tmp_path, caplog, monkeypatch
+):
+    # One image a piece: none of a bad image's own piece can be read.
+    monkeypatch.setattr(pipeline, "_PIECE_BYTES", piece_size * 16 * 16 * 3 * 4)
     bad = damage(folder, tmp_path / "bad", 3, 4)
     count = data.BadImages(2)
     with caplog.at_level(logging.WARNING, "ressl_tf"):
@@ -192,8 +197,8 @@ def test_bad_images_are_replaced_and_counted(folder, tmp_path, caplog):
     skipped = [line for line in caplog.messages if "Skipped" in line]
     assert len(skipped) == 2 and "(2 so far)" in skipped[1]
 
-    # All other rows are what they would be; a bad image's row shows the next
-    # readable one, cut and coloured as drawn for that one and this row.
+    # All other rows are what they would be; a bad image's row shows the views
+    # of the next readable one.
     reader = open_folder(bad)
     whole = batches(open_folder(folder), 6)
     seen = 0
@@ -208,10 +213,12 @@ def test_bad_images_are_replaced_and_counted(folder, tmp_path, caplog):
         for row in np.flatnonzero(is_bad):
             following = (row + np.arange(6)) % 6
             (source, *_) = following[~is_bad[following]]
-            # The weak view is not coloured: it is the other one's.
-            np.testing.assert_array_equal(
-                found[int(step)][1][row], whole[int(step)][1][source]
-            )
+            for found_view, whole_view in zip(
+                found[int(step)], whole[int(step)], strict=True
+            ):
+                np.testing.assert_array_equal(
+                    found_view[row], whole_view[source]
+                )
             seen += 1
     assert seen == 6  # three epochs
 
@@ -232,8 +239,12 @@ def test_images_of_another_shape_than_the_sets_are_bad():
     images, readable = decode(tf.stack(encoded))
     np.testing.assert_array_equal(readable, [False, False, True])
     np.testing.assert_array_equal(images[2], np.full((4, 4, 3), 7))
-    replaced = pipeline._replace_bad(images, readable)
-    np.testing.assert_array_equal(replaced, np.full((3, 4, 4, 3), 7))
+
+
+def test_a_batch_of_bad_images_is_an_error(folder, tmp_path):
+    bad = damage(folder, tmp_path / "bad", *range(12))
+    with pytest.raises(tf.errors.OpError, match="No image of a batch"):
+        batches(open_folder(bad), 1, bad_images=data.BadImages(12))
 
 
 @pytest.mark.core

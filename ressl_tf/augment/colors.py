@@ -2,8 +2,7 @@
 
 Every operation is a function of float planes (B, 3, H, W) in [0, 1] and one
 parameter per image. Planes, because neighbours in memory are then neighbours
-in the image: blurring, four fifths of a strong view's time otherwise, takes a
-third.
+in the image: blurring, half of a strong view's time otherwise, takes a third.
 """
 
 import itertools

@@ -100,8 +100,8 @@ def make_train_dataset(
             images on the device (`ReSSL(views=...)`), the same but for the
             crops' rounding to 256 levels.
         bad_images: `decoding.BadImages`, which counts images that cannot be
-            read; the place of each is taken by the next readable one of its
-            piece. None for the default number of them.
+            read; the place of each is taken by the next readable one of this
+            worker's rows. None for the default number of them.
         worker: number of this worker, w, from 0.
         num_workers: W; worker w reads, decodes and augments the rows w B / W
             to (w + 1) B / W of each batch, and no other.
@@ -131,7 +131,6 @@ def make_train_dataset(
         _check_views("student_views", student_views),
         _check_views("teacher_views", teacher_views),
         seed=seed,
-        batch_size=batch_size,
         augment_on=augment_on,
     )
     if service is not None:
@@ -187,7 +186,7 @@ def make_train_dataset(
         dataset = service_lib.fetch(steps, make_batches, service, start_step)
     if reader.encoded:
         # Here, whoever made the batch: this process counts them.
-        dataset = dataset.map(lambda batch: _report(batch, bad_images))
+        dataset = dataset.map(lambda batch: _replace_bad(batch, bad_images))
     _check_shapes(dataset.element_spec, own)
     if replicas_per_worker > 1:
         dataset = dataset.map(lambda batch: _split(batch, replicas_per_worker))
@@ -208,7 +207,6 @@ class Views:
         student: views, as `make_train_dataset` takes them.
         teacher: views.
         seed: integer.
-        batch_size: B, over all workers.
         augment_on: "host" or "device".
 
     Raises:
@@ -216,7 +214,7 @@ class Views:
             that cannot be finished there.
     """
 
-    def __init__(self, student, teacher, *, seed, batch_size, augment_on):
+    def __init__(self, student, teacher, *, seed, augment_on):
         if augment_on not in ("host", "device"):
             raise ValueError(
                 "`augment_on` must be 'host' or 'device'. "
@@ -225,7 +223,6 @@ class Views:
         self._views = student + teacher
         self._num_student = len(student)
         self._key = stream_key(seed, VIEW_STREAM)
-        self._batch_size = batch_size
         self._on_device = augment_on == "device"
         if self._on_device:
             _require(self._views, "finish", 'with augment_on="device"')
@@ -260,7 +257,7 @@ class Views:
             views, readable = self._cut_each(encoded, keys, rows)
         else:
             images, readable = _decode_all(encoded, reader.image_shape)
-            views = self._cut(_replace_bad(images, readable), keys, rows)
+            views = self._cut(images, keys, rows)
         return {**self._by_role(views), "names": names, "readable": readable}
 
     def _by_role(self, views):
@@ -308,7 +305,6 @@ class Views:
             (encoded, drawn),
             fn_output_signature=(crop_specs, tf.TensorSpec([], tf.bool)),
         )
-        crops = [_replace_bad(crop, readable) for crop in crops]
         triples = zip(self._views, crops, drawn, strict=True)
         if self._on_device:
             return [view.pack(*rest) for view, *rest in triples], readable
@@ -349,25 +345,29 @@ def _decode_all(encoded, shape):
     )
 
 
-def _replace_bad(images, readable):
-    """Puts the next readable image, cyclically, where one is not."""
+def _replace_bad(batch, bad_images):
+    """Counts the bad images and puts the next readable one's views there.
+
+    Of the whole batch, not of a piece: which one that is does not depend on
+    how the batch was made.
+    """
+    batch = dict(batch)
+    names, readable = batch.pop("names"), batch.pop("readable")
+    bad_images.check(names, readable)
 
     def replace():
+        tf.debugging.Assert(
+            tf.reduce_any(readable),
+            ["No image of a batch can be read, for instance", names],
+        )
         number = tf.size(readable)
         rows = tf.range(number)
         distance = (rows[None, :] - rows[:, None]) % number
         distance += tf.where(readable, 0, number)[None, :]
-        return tf.gather(images, tf.argmin(distance, axis=1))
+        taken = tf.argmin(distance, axis=1)
+        return tf.nest.map_structure(lambda x: tf.gather(x, taken), batch)
 
-    return tf.cond(tf.reduce_all(readable), lambda: images, replace)
-
-
-def _report(batch, bad_images):
-    """Drops the names, once the bad images among them have been counted."""
-    batch = dict(batch)
-    names, readable = batch.pop("names"), batch.pop("readable")
-    bad_images.check(names, readable)
-    return batch
+    return tf.cond(tf.reduce_all(readable), lambda: batch, replace)
 
 
 def _to_reader(images):
