@@ -26,6 +26,7 @@ ORDER = (
     "recipe",
     "workdir",
     "export",
+    "interop",
     "evaluation",
     "monitor",
     "train",

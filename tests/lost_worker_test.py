@@ -22,7 +22,7 @@ RECIPE = """
 from configs import photos
 from ressl_tf import networks
 
-networks.RESNETS["tiny"] = ("basic", (1, 1))
+networks.RESNETS["tiny"] = networks.Architecture("basic", (1, 1))
 
 def get_config(arg=None):
     config = photos.get_config("quick")

@@ -5,26 +5,46 @@ from tensorflow import keras
 import ressl_tf
 from ressl_tf.batch_norm import BatchNormalization
 
-# torchvision's counts with the classifier of 1000 classes.
-TORCHVISION = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
+# torchvision's counts with the classifier of 1000 classes, and our features.
+PUBLISHED = {
+    "resnet18": (11_689_512, 512),
+    "resnet34": (21_797_672, 512),
+    "resnet50": (25_557_032, 2048),
+    "resnet101": (44_549_160, 2048),
+    "resnet152": (60_192_808, 2048),
+    "wide_resnet50_2": (68_883_240, 2048),
+    "wide_resnet101_2": (126_886_696, 2048),
+    "efficientnet_b0": (5_288_548, 1280),
+    "efficientnet_b1": (7_794_184, 1280),
+    "mobilenetv3_large": (5_483_032, 960),
 }
+LIGHT = [name for name in PUBLISHED if "resnet" not in name]
 
 
 def trainable_parameters(model):
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
+def batch_norms(model):
+    return [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
 @pytest.mark.core
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_has_torchvisions_parameters(name):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_has_the_published_parameters(name):
+    total, features = PUBLISHED[name]
     backbone = ressl_tf.make_backbone(name, (224, 224, 3), "imagenet")
-    features = backbone.output_shape[-1]
-    assert features == (2048 if name == "resnet50" else 512)
-    classifier = (features + 1) * 1000
-    assert trainable_parameters(backbone) + classifier == TORCHVISION[name]
+    assert backbone.name == name
+    assert backbone.output_shape == (None, features)
+    if name == "mobilenetv3_large":  # its classifier has a hidden layer
+        classifier = (features + 1) * 1280 + (1280 + 1) * 1000
+    else:
+        classifier = (features + 1) * 1000
+    assert trainable_parameters(backbone) + classifier == total
 
 
 def pad(x, amount):
@@ -116,6 +136,7 @@ class SlowResNet:
         ("resnet18", "imagenet", 33, (2, 2, 2, 2), 2),
         ("resnet34", "cifar", 8, (3, 4, 6, 3), 2),
         ("resnet50", "imagenet", 32, (3, 4, 6, 3), 3),
+        ("wide_resnet50_2", "cifar", 8, (3, 4, 6, 3), 3),
     ],
 )
 def test_equals_slow_resnet(name, stem, size, blocks, convolutions):
@@ -140,18 +161,130 @@ def test_equals_slow_resnet(name, stem, size, blocks, convolutions):
 
 
 @pytest.mark.core
-def test_batch_norm_is_torchs():
-    model = ressl_tf.make_backbone("resnet18", width=2)
-    layers = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    assert len(layers) == 20
-    for layer in layers:
-        assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
-        assert isinstance(layer, BatchNormalization)
-        assert layer.splits is None
+@pytest.mark.parametrize(
+    "name, count, epsilon",
+    [
+        ("resnet18", 20, 1e-5),
+        # TensorFlow's, which its published weights are trained with.
+        ("efficientnet_b0", 49, 1e-3),
+        ("mobilenetv3_large", 46, 1e-3),
+    ],
+)
+def test_batch_norm_is_ours(name, count, epsilon):
+    for splits in (None, 4):
+        model = ressl_tf.make_backbone(name, width=2, bn_splits=splits)
+        layers = batch_norms(model)
+        assert len(layers) == count
+        for layer in layers:
+            assert isinstance(layer, BatchNormalization)
+            assert (layer.momentum, layer.epsilon) == (0.9, epsilon)
+            assert layer.splits == splits
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_networks_are_bare(name):
+    """No rescaling, no dropout, no bias before batch normalisation."""
+    model = ressl_tf.make_backbone(name, (64, 64, 3), "imagenet")
+    gone = (
+        keras.layers.Rescaling,
+        keras.layers.Normalization,
+        keras.layers.Dropout,
+        keras.layers.Dense,
+    )
+    assert not [x for x in model.layers if isinstance(x, gone)]
+    # Drop-connect would tell two passes in training mode apart.
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3))
+    passes = [model(images.astype(np.float32), training=True) for _ in "ab"]
+    np.testing.assert_array_equal(*passes)
+    assert np.abs(passes[0]).mean() > 1e-2
+    # The stem sees the images as they are: no 1/255, no mean.
+    stem = "conv" if name == "mobilenetv3_large" else "stem_conv"
+    layer = model.get_layer(stem)
+    seen = keras.Model(model.input, layer.output)
+    np.testing.assert_allclose(
+        seen(np.ones((1, 64, 64, 3), np.float32))[0, 3, 3],
+        layer.get_weights()[0].sum(axis=(0, 1, 2)),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_networks_start_like_resnets(name):
+    model = ressl_tf.make_backbone(name, (64, 64, 3), "imagenet")
+    names = [layer.name for layer in model.layers if layer.weights]
+    last = "conv_1" if name == "mobilenetv3_large" else "top_conv"
+    (kernel,) = model.get_layer(last).get_weights()
+    assert kernel.std() == pytest.approx(
+        np.sqrt(2 / kernel.shape[-1]), rel=0.02
+    )
+    depthwise = [n for n in names if n.endswith(("dwconv", "depthwise"))][-1]
+    (kernel,) = model.get_layer(depthwise).get_weights()
+    assert kernel.std() == pytest.approx(
+        np.sqrt(2 / np.prod(kernel.shape[:2])), rel=0.05
+    )
+
+
+@pytest.mark.core
+def test_names_of_layers_are_the_same_in_all_generations():
+    model = ressl_tf.make_backbone("mobilenetv3_large", (32, 32, 3))
+    names = [layer.name for layer in model.layers if layer.weights]
+    assert names[:3] == ["conv", "conv_bn", "expanded_conv_depthwise"]
+    assert "expanded_conv_3_squeeze_excite_conv_1" in names
+    assert names[-2:] == ["conv_1", "conv_1_bn"]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "mobilenetv3_large"]
+)
+@pytest.mark.parametrize(
+    "stem, size, reduced",
+    [
+        ("imagenet", 64, 2),
+        ("small", 64, 4),
+        ("cifar", 64, 8),
+        ("cifar", 33, 5),  # odd at every stage: rounded up, as torch does
+        ("imagenet", 8, 1),
+    ],
+)
+def test_stems_reduce_by_32_16_and_8(name, stem, size, reduced):
+    model = ressl_tf.make_backbone(name, (size, size, 3), stem, width=8)
+    before_pooling = model.get_layer("features").input
+    assert tuple(before_pooling.shape)[1:3] == (reduced, reduced)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "mobilenetv3_large"]
+)
+def test_any_size_gives_what_a_fixed_size_gives(name):
+    any_size = ressl_tf.make_backbone(name, (None, None, 3), width=8)
+    for height, width in ((32, 32), (33, 21)):
+        fixed = ressl_tf.make_backbone(name, (height, width, 3), width=8)
+        fixed.set_weights(any_size.get_weights())
+        images = np.random.default_rng(0).normal(size=(2, height, width, 3))
+        images = images.astype(np.float32)
+        # In training mode: an untrained EfficientNet's features are nearly 0
+        # otherwise.
+        expected = fixed(images, training=True)
+        assert np.abs(expected).mean() > 1e-2
+        np.testing.assert_allclose(
+            any_size(images, training=True), expected, atol=1e-4
+        )
+
+
+def test_width_scales_light_networks_in_eighths():
+    def filters(width):
+        model = ressl_tf.make_backbone("efficientnet_b0", width=width)
+        return [
+            model.get_layer(name).filters
+            for name in ("stem_conv", "block6a_expand_conv", "top_conv")
+        ]
+
+    assert filters(64) == [32, 672, 1280]
+    assert filters(32) == [16, 336, 640]
+    assert filters(128) == [64, 1344, 2560]
+    assert filters(1) == [8, 8, 24]  # 10.5 and 20 in eighths, at least one
 
 
 @pytest.mark.core
@@ -173,11 +306,7 @@ def test_batch_norm_may_be_split(zero_init):
         ressl_tf.make_projector(4, 8, 4, batch_norm=False, bn_splits=4),
     ]
     for network, count in zip(networks, (20, 53, 1, 1, 0), strict=True):
-        layers = [
-            layer
-            for layer in network.layers
-            if isinstance(layer, keras.layers.BatchNormalization)
-        ]
+        layers = batch_norms(network)
         assert len(layers) == count
         for layer in layers:
             assert isinstance(layer, BatchNormalization)
@@ -250,7 +379,13 @@ def test_output_is_float32_under_mixed_precision():
     [
         (
             lambda: ressl_tf.make_backbone("resnet19"),
-            "`name` must be one of resnet18, resnet34, resnet50.*'resnet19'",
+            "`name` must be one of resnet18, .*mobilenetv3_large;.*'resnet19'",
+        ),
+        (
+            lambda: ressl_tf.make_backbone(
+                "efficientnet_b0", zero_init_last_gamma=True
+            ),
+            "must be False for 'efficientnet_b0'.*Received: .*=True",
         ),
         (
             lambda: ressl_tf.make_backbone("resnet18", stem="mnist"),

@@ -64,7 +64,9 @@ def make_model(
     """
     keras.utils.set_random_seed(0)
     keras.mixed_precision.set_global_policy(policy)
-    monkeypatch.setitem(networks.RESNETS, "tiny", ("basic", (1, 1)))
+    monkeypatch.setitem(
+        networks.RESNETS, "tiny", networks.Architecture("basic", (1, 1))
+    )
     backbone = ressl_tf.make_backbone(
         "tiny", (SIZE, SIZE, 3), stem="cifar", width=8
     )

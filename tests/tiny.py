@@ -88,7 +88,9 @@ class PlainView:
 
 def add_backbone(monkeypatch):
     """Adds the backbone "tiny"."""
-    monkeypatch.setitem(networks.RESNETS, "tiny", ("basic", (1, 1)))
+    monkeypatch.setitem(
+        networks.RESNETS, "tiny", networks.Architecture("basic", (1, 1))
+    )
 
 
 def lighten(monkeypatch):

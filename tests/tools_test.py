@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
+import ressl_tf
 from ressl_tf import workdir as workdir_lib
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,6 +189,65 @@ def test_evaluation_and_export(whole, tmp_path):
     assert result["k"] == 7 and result["path"] == str(path.parent)
 
 
+def test_convert_there_and_back(whole, tmp_path):
+    weights, encoder = tmp_path / "weights.npz", tmp_path / "encoder.keras"
+    code, stdout, lines = call(
+        "convert", f"--workdir={whole}", f"--output={weights}"
+    )
+    assert (code, lines) == (0, [])
+    assert stdout.startswith(f"{weights}: 100 arrays, ")
+    stored = workdir_lib.read_config(whole)["data"]
+    network = [
+        "--backbone=resnet18",
+        "--stem=small",
+        "--width=4",
+        f"--image_size={tiny.IMAGE_SIZE}",
+        *(f"--{k}={','.join(map(str, stored[k]))}" for k in ("mean", "std")),
+    ]
+    read = ["convert", f"--input={weights}", f"--output={encoder}"]
+    code, stdout, lines = call(*read, *network)
+    assert (code, lines) == (0, [])
+    assert stdout.startswith(f"{encoder}: ")
+    images = tiny.random_images(4).astype(np.float32)
+    np.testing.assert_allclose(
+        ressl_tf.load_encoder(encoder)(images),
+        ressl_tf.load_encoder(whole)(images),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert_mistake(
+        call(*read, *network, "--width=8"),
+        "conv1.weight must be of shape (8, 3, 3, 3)",
+        "Received: shape (4, 3, 3, 3)",
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        ([], ["either `--workdir`", "--workdir=None, --input=None"]),
+        (["--workdir=x", "--input=y"], ["either `--workdir`", "--input=y"]),
+        (
+            ["--workdir=x", "--output=y.pkl"],
+            ["--layout=detectron2 alone", "--output=y.pkl"],
+        ),
+        (["--input=x.npz", "--output=y.npz"], ["must end in .keras", "y.npz"]),
+        (["--input=x.npz"], ["`--backbone` must name the network"]),
+        (
+            ["--input=x.npz", "--backbone=resnet18", "--mean=1,2"],
+            ["`--mean` must be 3 numbers", "Received: '1,2'"],
+        ),
+        (
+            ["--input=no.npz", "--backbone=resnet18"],
+            ["must be a file of weights", "no.npz"],
+        ),
+    ],
+)
+def test_mistakes_in_convert_are_one_line(flags, parts):
+    output = [] if any("--output" in f for f in flags) else ["--output=y.keras"]
+    assert_mistake(call("convert", *flags, *output), *parts)
+
+
 def assert_mistake(result, *parts):
     code, stdout, lines = result
     assert (code, len(lines), stdout) == (2, 1, ""), lines
@@ -262,6 +322,7 @@ def test_mistakes_in_flags_are_one_line(flags, parts):
         ("pretrain", ["config", "workdir"]),
         ("demo", ["config", "workdir"]),
         ("export", ["workdir", "name", "branch"]),
+        ("convert", ["workdir", "input", "output", "layout", "backbone"]),
         (
             "knn",
             ["workdir", "branch", "source", "data_dir", "k", "temperature"],

@@ -225,7 +225,9 @@ def make_model(
 ):
     """A two-block ReSSL with every schedule that a recipe may set."""
     keras.mixed_precision.set_global_policy(policy)
-    monkeypatch.setitem(networks.RESNETS, "tiny", (block, (1, 1)))
+    monkeypatch.setitem(
+        networks.RESNETS, "tiny", networks.Architecture(block, (1, 1))
+    )
     backbone = ressl_tf.make_backbone(
         "tiny", (SIZE, SIZE, 3), stem=stem, width=4
     )

@@ -177,6 +177,20 @@ def positive_numbers(name, texts):
     return [int(text) for text in texts]
 
 
+def numbers(name, texts, count):
+    """The values of a list flag as `count` floats."""
+    try:
+        values = [float(text) for text in texts]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise ValueError(
+            f"`--{name}` must be {count} numbers, with commas. "
+            f"Received: {','.join(texts)!r}"
+        )
+    return values
+
+
 def fail(message, code=2):
     """Prints the mistake in one line and exits."""
     line = " ".join(str(message).split())
