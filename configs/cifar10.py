@@ -53,6 +53,7 @@ def get_config(arg=None):
         teacher_temperature=0.04,
         infonce_temperature=0.1,  # the paper gives none
         infonce_warmup_epochs=0.0,  # hurts on CIFAR-10 (table 3)
+        infonce_warmup_steps=0,  # in place of epochs
         teacher_momentum=0.99,
         teacher_momentum_cosine=False,
         allow_flat_target=False,
@@ -62,7 +63,12 @@ def get_config(arg=None):
     )
 
     config.optimizer = dict(
-        name="sgd", base_learning_rate=0.06, momentum=0.9, l2=5e-4
+        name="sgd",
+        base_learning_rate=0.06,
+        momentum=0.9,
+        weight_decay=5e-4,
+        # None for the optimiser's custom: sgd decays all parameters.
+        exclude_bias_and_norm=config_dict.placeholder(bool),
     )
     config.train.batch_size = 256
     config.train.epochs = 200.0

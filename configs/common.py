@@ -28,8 +28,14 @@ def get_config():
     config.views.teacher = ConfigDict()
 
     config.train = ConfigDict()
+    # In place of epochs and warmup_epochs, which are then 0.
+    config.train.steps = 0
+    config.train.warmup_steps = 0
     config.train.precision = "float32"  # or mixed_bfloat16, mixed_float16
     config.train.jit_compile = False
+    # Parts of a batch that are learnt from one after the other: for batches
+    # that do not fit. Each has batch statistics of its own.
+    config.train.gradient_accumulation_steps = 1
     # Steps between two visits of the host: for TPU, where each costs time.
     config.train.steps_per_execution = 1
 
@@ -69,6 +75,8 @@ def finish(config, arg):
     config.method.queue_size = 256
     config.train.batch_size = 32
     config.train.epochs = 1
+    config.train.steps = 0
     config.train.warmup_epochs = 0
+    config.train.warmup_steps = 0
     config.monitor.log_every_steps = 10
     return config

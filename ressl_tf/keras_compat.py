@@ -92,16 +92,43 @@ class Model(keras.Model):
             self.train_function = train_function
 
 
+def unwrapped(optimizer):
+    """The optimiser itself, where float16's loss scaling wraps it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def build(optimizer, variables):
+    """Makes an optimiser's variables before the first step.
+
+    Slots that are made inside a replica's trace would belong to that replica
+    alone.
+    """
+    if hasattr(optimizer, "build"):
+        optimizer.build(variables)
+    elif optimizer is not None:
+        # Addons' are of Keras' oldest kind, which makes its slots by itself.
+        # Reading one of its settings makes the variables of all: made later,
+        # from a checkpoint that waits for them, NovoGrad's bool is taken for
+        # a float.
+        unwrapped(optimizer).learning_rate  # noqa: B018
+
+
 class Optimizer(keras.optimizers.Optimizer):
     """An optimiser of `update_step(gradient, variable, learning_rate)`.
 
     Subclasses define `slot_names` and `update(gradient, variable, slots,
-    learning_rate)`, in plain TensorFlow; this class hides that the
+    learning_rate, excluded)`, in plain TensorFlow; this class hides that the
     generations differ in the constructor, in how slots are looked up and in
     the arguments of `update_step`.
+
+    `excluded` says whether weight decay, and a trust ratio, leave the variable
+    out: those given to `exclude_from_weight_decay` are left out. Without that
+    call an optimiser whose `exclude_bias_and_norm` is True takes the variables
+    of rank 0 and 1 for biases and normalisation.
     """
 
     slot_names = ()
+    exclude_bias_and_norm = False
 
     def __init__(self, learning_rate, name):
         if KERAS_3:
@@ -109,6 +136,26 @@ class Optimizer(keras.optimizers.Optimizer):
         else:
             super().__init__(name=name)
             self._learning_rate = self._build_learning_rate(learning_rate)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Keras' method of this name; to be called before `build`.
+
+        Args:
+            var_list: variables to leave out, instead of any other rule.
+            var_names: must not be given.
+
+        Raises:
+            ValueError: for `var_names`, or if the optimiser is built.
+        """
+        if var_names:
+            raise ValueError(
+                "`var_names` must not be given: what a variable is called says "
+                "little about what it is. Give the variables as `var_list`. "
+                f"Received: var_names={var_names!r}"
+            )
+        super().exclude_from_weight_decay(var_list=var_list)
+        # Not the variables: they would become part of every checkpoint.
+        self._excluded_ids = frozenset(id(each) for each in var_list or ())
 
     def build(self, variables):
         if getattr(self, "_slots", None) is not None:
@@ -122,7 +169,19 @@ class Optimizer(keras.optimizers.Optimizer):
             ]
             for slot_name in self.slot_names
         ]
+        # By index: under a strategy, `update_step` gets other objects.
+        self._excluded = frozenset(
+            index
+            for index, variable in enumerate(variables)
+            if self._is_excluded(variable)
+        )
         self._built = True
+
+    def _is_excluded(self, variable):
+        excluded_ids = getattr(self, "_excluded_ids", None)
+        if excluded_ids is not None:
+            return id(variable) in excluded_ids
+        return self.exclude_bias_and_norm and len(variable.shape) <= 1
 
     def update_step(self, gradient, variable, learning_rate=None):
         if KERAS_3:
@@ -135,6 +194,7 @@ class Optimizer(keras.optimizers.Optimizer):
             variable,
             [slots[index] for slots in self._slots],
             tf.cast(learning_rate, variable.dtype),
+            index in self._excluded,
         )
 
     def get_config(self):

@@ -49,15 +49,13 @@ def relation_loss(
     Returns:
         (B,) losses.
     """
-    student_logits = _similarities(student, queue) / student_temperature
-    teacher_logits = tf.stop_gradient(
-        _similarities(teacher, queue) / teacher_temperature
+    queue = tf.stop_gradient(normalize(queue))
+    logits = _similarities(normalize(student) / student_temperature, queue)
+    target_logits = tf.stop_gradient(
+        _similarities(normalize(teacher) / teacher_temperature, queue)
     )
-    return _relation(
-        student_logits,
-        tf.reduce_logsumexp(student_logits, axis=1),
-        tf.nn.softmax(teacher_logits),
-    )
+    target = tf.nn.softmax(target_logits)
+    return -tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=1)
 
 
 def info_nce_loss(student, teacher, queue, temperature):
@@ -75,11 +73,12 @@ def info_nce_loss(student, teacher, queue, temperature):
     Returns:
         (B,) losses.
     """
-    logits = _similarities(student, queue) / temperature
-    return _info_nce(
-        _positive_similarity(student, teacher) / temperature,
-        tf.reduce_logsumexp(logits, axis=1),
-    )
+    student, teacher = normalize(student), tf.stop_gradient(normalize(teacher))
+    queue = tf.stop_gradient(normalize(queue))
+    positive = _rowwise_dot(student, teacher)[:, tf.newaxis]  # (B, 1)
+    negatives = _similarities(student, queue)  # (B, K)
+    logits = tf.concat([positive, negatives], axis=1) / temperature
+    return -tf.nn.log_softmax(logits)[:, 0]
 
 
 def blended_objective(
@@ -109,68 +108,116 @@ def blended_objective(
             tensor.
 
     Returns:
-        An `Objective`. Only its losses carry gradients.
+        An `Objective`. Its `loss` alone carries a gradient, into `student`.
     """
-    student_similarities = _similarities(student, queue)
-    teacher_similarities = tf.stop_gradient(_similarities(teacher, queue))
-
-    logits = student_similarities / student_temperature
-    log_partition = tf.reduce_logsumexp(logits, axis=1)
-    target_logits = teacher_similarities / teacher_temperature
-    relation = _relation(logits, log_partition, tf.nn.softmax(target_logits))
-
-    if infonce_temperature == student_temperature:
-        negatives = log_partition
-    else:
-        negatives = tf.reduce_logsumexp(
-            student_similarities / infonce_temperature, axis=1
+    student, teacher = normalize(student), normalize(teacher)
+    # One softmax serves both losses where their temperature is the same.
+    shared = infonce_temperature == student_temperature
+    numbers = [
+        _scalar(number, student.dtype)
+        for number in (
+            student_temperature,
+            teacher_temperature,
+            infonce_temperature,
+            alpha,
         )
-    positives = _positive_similarity(student, teacher) / infonce_temperature
-    info_nce = _info_nce(positives, negatives)
+    ]
 
-    alpha = tf.cast(alpha, relation.dtype)
-    return Objective(
+    @tf.custom_gradient
+    def compare(student):
+        objective, gradient = _compare(
+            student, teacher, queue, *numbers, shared
+        )
+
+        def backward(loss, *others):
+            del others  # the loss alone is differentiated
+            return loss[:, tf.newaxis] * gradient
+
+        return tuple(objective), backward
+
+    return Objective(*compare(student))
+
+
+@tf.function(jit_compile=True)
+def _compare(
+    student,
+    teacher,
+    queue,
+    student_temperature,
+    teacher_temperature,
+    infonce_temperature,
+    alpha,
+    shared,
+):
+    """An `Objective`, and its loss' (B, D) gradient for the student.
+
+    With a large queue, what is as large as the (B, K) similarities is what
+    the method costs. All that is asked of them follows from two things that
+    are not: with z the embedding and p = softmax(z Qᵀ / τ), the log of p's
+    denominator and the key that p expects, p Q.
+
+        -Σ_k p2 log p1 = log Z1 - z1 (p2 Q) / τ_s     relation; an entropy too
+        its gradient   = (p1 Q - p2 Q) / τ_s
+    """
+    queue = normalize(queue)
+    logits = _similarities(student / student_temperature, queue)
+    target_logits = _similarities(teacher / teacher_temperature, queue)
+    key, log_partition = _expect(logits, queue)
+    target_key, target_log_partition = _expect(target_logits, queue)
+    if shared:
+        negative, negatives = key, log_partition
+    else:
+        negative, negatives = _expect(
+            logits * (student_temperature / infonce_temperature), queue
+        )
+    margin = negatives - _rowwise_dot(student, teacher) / infonce_temperature
+
+    relation = log_partition - (
+        _rowwise_dot(student, target_key) / student_temperature
+    )
+    info_nce = tf.math.softplus(margin)
+    agreement = tf.argmax(logits, axis=1) == tf.argmax(target_logits, axis=1)
+    objective = Objective(
         loss=alpha * relation + (1.0 - alpha) * info_nce,
         relation=relation,
         info_nce=info_nce,
-        target_entropy=_entropy(target_logits),
-        student_entropy=_entropy(tf.stop_gradient(logits)),
-        agreement=tf.cast(
-            tf.argmax(student_similarities, axis=1)
-            == tf.argmax(teacher_similarities, axis=1),
-            relation.dtype,
-        ),
+        target_entropy=target_log_partition
+        - _rowwise_dot(teacher, target_key) / teacher_temperature,
+        student_entropy=log_partition
+        - _rowwise_dot(student, key) / student_temperature,
+        agreement=tf.cast(agreement, logits.dtype),
     )
+    relation_gradient = (key - target_key) / student_temperature
+    info_nce_gradient = (
+        tf.sigmoid(margin)[:, tf.newaxis]
+        * (negative - teacher)
+        / infonce_temperature
+    )
+    gradient = alpha * relation_gradient + (1.0 - alpha) * info_nce_gradient
+    return objective, gradient
+
+
+def _scalar(number, dtype):
+    # By way of float32, a Python number would be rounded in float64.
+    if tf.is_tensor(number):
+        return tf.cast(number, dtype)
+    return tf.constant(number, dtype)
 
 
 def _similarities(embedding, queue):
-    """(B, D), (K, D) -> (B, K) cosine similarities; the queue is constant."""
-    return tf.matmul(
-        normalize(embedding),
-        tf.stop_gradient(normalize(queue)),
-        transpose_b=True,
-    )
+    """(B, D), (K, D) -> (B, K)."""
+    return tf.matmul(embedding, queue, transpose_b=True)
 
 
-def _positive_similarity(student, teacher):
-    """(B, D), (B, D) -> (B,); the teacher is constant."""
-    return tf.reduce_sum(
-        normalize(student) * tf.stop_gradient(normalize(teacher)), axis=1
-    )
+def _expect(logits, queue):
+    """(B, K), (K, D) -> (B, D) mean key under the softmax, (B,) log-sum-exp."""
+    peak = tf.reduce_max(logits, axis=1, keepdims=True)
+    weights = tf.exp(logits - peak)
+    total = tf.reduce_sum(weights, axis=1, keepdims=True)
+    # Divided after the product, which is smaller.
+    return tf.matmul(weights, queue) / total, (peak + tf.math.log(total))[:, 0]
 
 
-def _relation(logits, log_partition, target):
-    """-Σ_k p2 log p1, without a third (B, K) matrix for log p1."""
-    return log_partition - tf.reduce_sum(target * logits, axis=1)
-
-
-def _info_nce(positive, negatives):
-    """-log softmax at the positive; `negatives` is their log-sum-exp."""
-    return tf.math.softplus(negatives - positive)
-
-
-def _entropy(logits):
-    """Entropy of softmax(logits) over the last axis, in nats."""
-    probability = tf.nn.softmax(logits)
-    log_partition = tf.reduce_logsumexp(logits, axis=1)
-    return log_partition - tf.reduce_sum(probability * logits, axis=1)
+def _rowwise_dot(student, teacher):
+    """(B, D), (B, D) -> (B,)."""
+    return tf.reduce_sum(student * teacher, axis=1)

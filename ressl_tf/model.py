@@ -5,10 +5,12 @@ import numbers
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import accumulation
 from ressl_tf import batch_norm
 from ressl_tf import distribute
 from ressl_tf import keras_compat
 from ressl_tf import losses
+from ressl_tf import optimizers
 from ressl_tf.key_queue import KeyQueue
 
 # What `train_step` measures, averaged over an epoch as Keras does.
@@ -31,7 +33,7 @@ class ReSSL(keras_compat.Model):
     augmentation of the same image. Train it as any Keras model:
 
         model = ressl_tf.ReSSL(backbone, projector, predictor)
-        model.compile(ressl_tf.make_optimizer("sgd", 0.06, l2=5e-4))
+        model.compile(ressl_tf.make_optimizer("sgd", 0.06, weight_decay=5e-4))
         model.fit(dataset, epochs=200, steps_per_epoch=195)
 
     An element of the dataset is {"student": views, "teacher": views}, each a
@@ -168,13 +170,29 @@ class ReSSL(keras_compat.Model):
 
         # The teacher moves first, so that it has seen all past students.
         self._update_teacher(momentum)
-        targets = [
-            self._embed_by_teacher(view) for view in data["teacher"]
-        ]  # (B, D) each
         # One snapshot for both relations, taken before the new keys go in:
         # an image must not find itself.
         queue = tf.convert_to_tensor(self.queue.keys)  # (K, D)
+        learnt = accumulation.accumulate(
+            lambda part: self._learn(part, queue, alpha),
+            data,
+            self.gradient_accumulation_steps,
+        )
+        variables = self.trainable_variables
+        gradients = keras_compat.unscale_gradients(
+            self.optimizer, learnt.gradients
+        )
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
+        self.queue.enqueue(learnt.keys)
+        self.step.assign_add(1)
+        return self._measure(learnt.objective, learnt.embedding)
+
+    def _learn(self, data, queue, alpha):
+        """Loss and gradients of a batch, or of a part of it."""
+        targets = [
+            self._embed_by_teacher(view) for view in data["teacher"]
+        ]  # (B, D) each
         with tf.GradientTape() as tape:
             embeddings = [
                 self._predict(self.student(view, training=True))
@@ -193,19 +211,20 @@ class ReSSL(keras_compat.Model):
                 for embedding, target in _pair(embeddings, targets)
             ]
             objective = _mean(objectives)
-            # Gradients are summed over replicas: each gives its share.
-            loss = keras_compat.scale_loss(
-                self.optimizer, objective.loss / distribute.num_replicas()
+            # Gradients are summed over replicas and parts: each gives its
+            # share.
+            shares = (
+                distribute.num_replicas() * self.gradient_accumulation_steps
             )
-        variables = self.trainable_variables
-        gradients = keras_compat.unscale_gradients(
-            self.optimizer, tape.gradient(loss, variables)
+            loss = keras_compat.scale_loss(
+                self.optimizer, objective.loss / shares
+            )
+        return accumulation.Learnt(
+            tape.gradient(loss, self.trainable_variables),
+            objective,
+            embeddings[0],
+            targets[0],
         )
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-        self.queue.enqueue(targets[0])
-        self.step.assign_add(1)
-        return self._measure(objective, embeddings[0])
 
     def call(self, images, training=False):
         """Features of the student's backbone: what `predict` returns.
@@ -219,16 +238,24 @@ class ReSSL(keras_compat.Model):
         """
         return self.student.backbone(images, training=training)
 
-    def compile(self, optimizer, **kwargs):
+    def compile(self, optimizer, gradient_accumulation_steps=1, **kwargs):
         """Keras' `compile`; the loss is the model's own.
 
         Args:
             optimizer: a Keras optimiser; it gets the student's and the
-                predictor's variables.
+                predictor's variables. One of `make_optimizer` is told which
+                of them are biases and normalisation; again with
+                `model.optimizer`, nothing about it changes.
+            gradient_accumulation_steps: how many equal parts of the batch
+                are learnt from one after the other, at least 1: for batches
+                whose activations do not fit. Without batch normalisation the
+                result is the same; with it, each part has statistics (and
+                `bn_splits` groups) of its own.
             **kwargs: `jit_compile`, `steps_per_execution` and so on.
 
         Raises:
-            ValueError: if a loss or metrics are given.
+            ValueError: if a loss or metrics are given, or for a number below
+                1.
         """
         for argument in ("loss", "metrics", "loss_weights"):
             if kwargs.get(argument) is not None:
@@ -237,12 +264,21 @@ class ReSSL(keras_compat.Model):
                     "and metrics. "
                     f"Received: {argument}={kwargs[argument]!r}"
                 )
+        if gradient_accumulation_steps < 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be at least 1. Received: "
+                f"gradient_accumulation_steps={gradient_accumulation_steps}"
+            )
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        previous = keras_compat.unwrapped(getattr(self, "optimizer", None))
         super().compile(optimizer=optimizer, **kwargs)
-        # Before the first step: slots made inside a replica's trace would
-        # belong to that replica alone.
-        if hasattr(self.optimizer, "build"):
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        if keras_compat.unwrapped(self.optimizer) is not previous:
+            networks = [self.student]
+            if self.predictor is not None:
+                networks.append(self.predictor)
+            optimizers.exclude_by_role(self.optimizer, networks)
+        with self.distribute_strategy.scope():
+            keras_compat.build(self.optimizer, self.trainable_variables)
 
     @property
     def trainable_variables(self):

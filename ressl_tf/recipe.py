@@ -9,11 +9,14 @@ is looked up where that function documents it and a typo fails by its name:
     backbone   `make_backbone`
     projector  `make_projector`
     predictor  `make_predictor`, and `enabled`
-    method     `ReSSL`, with its durations in epochs, and `bn_splits` for the
-               networks
+    method     `ReSSL`, with the InfoNCE warm-up's duration, and `bn_splits`
+               for the networks
     optimizer  `make_optimizer`, and `base_learning_rate` for a batch of 256
     train      batch size, durations, precision
     monitor    how often to log, to save and to score
+
+A duration is given in epochs or in steps, as `train.epochs` or `train.steps`;
+0 stands for "not given".
 """
 
 import logging
@@ -74,39 +77,44 @@ def make_views(config):
 
 
 def make_durations(config, steps_per_epoch):
-    """The recipe's epochs as steps.
+    """The recipe's durations, each in epochs or in steps, as steps.
 
     Raises:
-        ValueError: for a negative duration, or none at all.
+        ValueError: for a negative duration, one that is given twice, or a run
+            of no step.
     """
-    train = config["train"]
-    if train["epochs"] <= 0:
-        raise ValueError(
-            "`train.epochs` must be above 0. "
-            f"Received: train.epochs={train['epochs']}"
-        )
-    if train["warmup_epochs"] >= train["epochs"]:
-        logger.warning(
-            "The learning rate rises to the run's very end: "
-            "`train.warmup_epochs` (%g) is not smaller than `train.epochs` "
-            "(%g). Lower it for a short run that is to learn something.",
-            train["warmup_epochs"],
-            train["epochs"],
-        )
 
-    def steps(name, epochs):
+    def steps(part, prefix):
         return schedules.duration_in_steps(
-            name, epochs=epochs, steps=None, steps_per_epoch=steps_per_epoch
+            f"{part}.{prefix}",
+            epochs=config[part][f"{prefix}epochs"],
+            steps=config[part][f"{prefix}steps"],
+            steps_per_epoch=steps_per_epoch,
         )
 
-    return Durations(
+    durations = Durations(
         epoch=steps_per_epoch,
-        total=steps("train", train["epochs"]),
-        warmup=steps("warmup", train["warmup_epochs"]),
-        infonce_warmup=steps(
-            "infonce_warmup", config["method"]["infonce_warmup_epochs"]
-        ),
+        total=steps("train", ""),
+        warmup=steps("train", "warmup_"),
+        infonce_warmup=steps("method", "infonce_warmup_"),
     )
+    if durations.total == 0:
+        train = config["train"]
+        raise ValueError(
+            "`train.epochs` must be above 0, or `train.steps`. "
+            f"Received: train.epochs={train['epochs']}, "
+            f"train.steps={train['steps']}"
+        )
+    if durations.warmup >= durations.total:
+        logger.warning(
+            "The learning rate rises to the run's very end: its warm-up (%d "
+            "steps) is not shorter than the run (%d steps). Lower "
+            "`train.warmup_epochs` or `train.warmup_steps` for a short run "
+            "that is to learn something.",
+            durations.warmup,
+            durations.total,
+        )
+    return durations
 
 
 def make_model(config, durations=None, views=None):
@@ -138,7 +146,8 @@ def make_model(config, durations=None, views=None):
             bn_splits=bn_splits,
             **predictor_settings,
         )
-    method.pop("infonce_warmup_epochs")
+    for unit in ("epochs", "steps"):
+        method.pop(f"infonce_warmup_{unit}", None)
     if method.pop("teacher_momentum_cosine") and durations:
         method["teacher_momentum"] = schedules.cosine_momentum(
             method["teacher_momentum"], durations.total
@@ -175,9 +184,11 @@ def compile_model(model, config, optimizer, steps_per_execution=1):
     Again with `model.optimizer` it changes `steps_per_execution` and leaves
     the optimiser as it is.
     """
+    settings = config["train"]
     model.compile(
         optimizer,
-        jit_compile=config["train"]["jit_compile"],
+        jit_compile=settings["jit_compile"],
+        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         steps_per_execution=steps_per_execution,
     )
 

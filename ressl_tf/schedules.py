@@ -137,31 +137,38 @@ def linear_alpha(warmup_steps):
     return alpha
 
 
-def duration_in_steps(name, *, epochs, steps, steps_per_epoch):
+def duration_in_steps(prefix, *, epochs=0, steps=0, steps_per_epoch):
     """One duration given in epochs or in steps, not both, as steps.
 
     Args:
-        name: what the duration is of, for the message: `"warmup"` stands for
-            the settings `warmup_epochs` and `warmup_steps`.
-        epochs: number of epochs (may be fractional), or None.
-        steps: number of steps, or None.
+        prefix: of the two settings' names, for messages: "train.warmup_" of
+            `train.warmup_epochs` and `train.warmup_steps`.
+        epochs: number of epochs, may be fractional; 0 if not given.
+        steps: whole number of steps; 0 if not given.
         steps_per_epoch: at least 1.
 
     Returns:
-        An int, at least 0.
+        An int, at least 0; 0 if neither is given.
 
     Raises:
-        ValueError: if both or neither are given, or the value is negative.
+        ValueError: if both are given, or for a value out of its range.
     """
-    if (epochs is None) == (steps is None):
+    given = {f"{prefix}epochs": epochs, f"{prefix}steps": steps}
+    for setting, value in given.items():
+        if value < 0:
+            raise ValueError(
+                f"`{setting}` must be at least 0 (0: not given). "
+                f"Received: {setting}={value}"
+            )
+    if steps != int(steps):
         raise ValueError(
-            f"Give either `{name}_epochs` or `{name}_steps`, not both and not "
-            f"neither. Received: {name}_epochs={epochs}, {name}_steps={steps}"
+            f"`{prefix}steps` must be a whole number. "
+            f"Received: {prefix}steps={steps}"
         )
-    given = epochs if steps is None else steps
-    if given < 0:
+    if epochs and steps:
         raise ValueError(
-            f"`{name}_epochs` and `{name}_steps` must be at least 0. "
-            f"Received: {given}"
+            f"Give one of {' and '.join(f'`{each}`' for each in given)}, and "
+            "0 for the other. Received: "
+            + ", ".join(f"{each}={value}" for each, value in given.items())
         )
-    return int(steps if epochs is None else round(epochs * steps_per_epoch))
+    return int(steps) if steps else round(epochs * steps_per_epoch)

@@ -81,7 +81,7 @@ def train(
 
 def _train(config, workdir, own, stop_at_step, strategy, data_service):
     """`train`, where `own` is the folder that this worker writes into."""
-    _check(config)
+    _check(config, strategy)
     _check_compilable(config, strategy)
     config = workdir_lib.check(workdir, config)
     settings = config["train"]
@@ -355,7 +355,7 @@ def _max_bad(config, reader):
     return max_bad
 
 
-def _check(config):
+def _check(config, strategy):
     precision = config["train"]["precision"]
     if precision not in PRECISIONS:
         raise ValueError(
@@ -364,6 +364,7 @@ def _check(config):
         )
     for part, key, lowest in (
         ("train", "steps_per_execution", 1),
+        ("train", "gradient_accumulation_steps", 1),
         ("monitor", "log_every_steps", 1),
         ("monitor", "eval_every_epochs", 0),
         ("monitor", "knn_neighbours", 1),
@@ -381,14 +382,22 @@ def _check(config):
             "`monitor.knn_temperature` must be above 0. "
             f"Received: monitor.knn_temperature={temperature}"
         )
-    bn_splits, batch_size = (
-        config["method"]["bn_splits"],
-        config["train"]["batch_size"],
-    )
-    if bn_splits and batch_size % bn_splits:
+    parts = config["train"]["gradient_accumulation_steps"]
+    batch_size = config["train"]["batch_size"]
+    replicas = strategy.num_replicas_in_sync
+    # Without parts, who makes the batches says so.
+    if parts > 1 and batch_size % (parts * replicas):
         raise ValueError(
-            "`method.bn_splits` must divide `train.batch_size` "
-            f"({batch_size}). Received: method.bn_splits={bn_splits}"
+            "`train.gradient_accumulation_steps` times the number of replicas "
+            f"({replicas}) must divide `train.batch_size` ({batch_size}). "
+            f"Received: train.gradient_accumulation_steps={parts}"
+        )
+    bn_splits = config["method"]["bn_splits"]
+    if bn_splits and batch_size // parts % bn_splits:
+        raise ValueError(
+            "`method.bn_splits` must divide `train.batch_size` / "
+            f"`train.gradient_accumulation_steps` ({batch_size // parts}). "
+            f"Received: method.bn_splits={bn_splits}"
         )
 
 

@@ -19,6 +19,7 @@ from ressl_tf.benchmark import host
 from ressl_tf.benchmark import input as input_lib
 from ressl_tf.benchmark import memory
 from ressl_tf.benchmark import opponents
+from ressl_tf.benchmark import precision
 from ressl_tf.benchmark import queue
 from ressl_tf.benchmark import setup as setup_lib
 from ressl_tf.benchmark import step
@@ -206,9 +207,9 @@ def test_memory_compares_with_the_largest_peak(monkeypatch, allocator):
     result = memory.measure(TINY, sweeps, repeats=2)
     assert next(factors, None) is None  # (16, one crop) is in both sweeps
     rows = result["points"]["queue_size"]
-    # 16 keys more: 3 x 16 x 4 of queue and 6 x 4 x 16 of similarities
+    # 16 keys more: 3 x 16 x 4 of queue and 3 x 4 x 16 of similarities
     added = rows[1]["formula"] - rows[0]["formula"]
-    assert added == 4 * (3 * 16 * 4 + 6 * 4 * 16)
+    assert added == 4 * (3 * 16 * 4 + 3 * 4 * 16)
     assert rows[1]["resident"] - rows[0]["resident"] == 4 * added
     if allocator:
         assert [row["ratio"] for row in rows] == [0.5] * 3
@@ -365,8 +366,10 @@ def test_pil_operations_by_hand(options, expected):
 
 
 def test_step_adds_up():
-    result = step.measure(TINY, rounds=1, matrix_size=32)
+    result = step.measure(TINY, (16, 32), rounds=1, matrix_size=32)
     parts = result["parts"]
+    names = {"floor", "networks", "plain", "step K=16", "step K=32", "matmul"}
+    assert set(parts) == names
     for name, part in parts.items():
         rate = part["flops_per_second"]
         assert rate == pytest.approx(part["flops"] / part["seconds"])
@@ -374,18 +377,14 @@ def test_step_adds_up():
             images = part["images_per_second"]
             assert images == pytest.approx(4 / part["seconds"])
     assert parts["matmul"]["flops"] == 2 * 32**3
-    whole, networks, floor = (
-        parts[name]["seconds"] for name in ("step", "networks", "floor")
-    )
-    ratios = result["ratios"]
-    assert ratios["step_to_floor"]["wall"] == pytest.approx(whole / floor)
-    outside = ratios["outside_networks"]["wall"]
-    assert outside == pytest.approx(1 - networks / whole)
+    whole, plain = (parts[name]["seconds"] for name in ("step K=32", "plain"))
+    overhead = result["overhead"][32]["wall"]
+    assert overhead == pytest.approx(whole / plain - 1)
     assert result["of_limit"] == pytest.approx(
-        parts["step"]["flops_per_second"] / parts["matmul"]["flops_per_second"]
+        parts["plain"]["flops_per_second"] / parts["matmul"]["flops_per_second"]
     )
-    text = step.table(result)
-    assert f"step / floor: {whole / floor:.2f} " in text
+    expected = f"step / plain - 1, K = 32: {100 * overhead:.1f} % ("
+    assert expected in step.table(result)
     json.dumps(result)
 
 
@@ -398,7 +397,7 @@ def test_step_counts_two_forward_passes_for_a_backward_pass():
     teacher = 4 * (forward + projector)
     student = 2 * 3 * 4 * (forward + projector + predictor)
     assert operations["floor"] == student
-    assert operations["step"] == operations["networks"] == student + teacher
+    assert operations["networks"] == student + teacher
 
 
 def test_the_networks_alone_compute_what_the_step_does():
@@ -411,6 +410,44 @@ def test_the_networks_alone_compute_what_the_step_does():
         assert gradient.shape == variable.shape
         assert np.isfinite(gradient).all()
     assert max(np.abs(gradient).max() for gradient in gradients) > 0
+
+
+def test_the_plain_step_trains_but_hardly_moves():
+    model, batch = setup_lib.make_model(TINY), setup_lib.make_batch(TINY)
+    before = [np.array(v) for v in model.trainable_variables]
+    keys = np.array(model.queue.keys)
+    step._plain_step(model, batch)
+    assert int(tf.convert_to_tensor(model.optimizer.iterations)) == 1
+    for old, variable in zip(before, model.trainable_variables, strict=True):
+        assert np.abs(np.array(variable) - old).max() < 1e-3
+    assert any(
+        (np.array(variable) != old).any()
+        for old, variable in zip(before, model.trainable_variables, strict=True)
+    )
+    np.testing.assert_array_equal(model.queue.keys, keys)  # no ReSSL
+
+
+def test_precisions_are_those_of_the_models(monkeypatch):
+    seen = []
+    make_model = setup_lib.make_model
+
+    def spy(setup):
+        model = make_model(setup)
+        seen.append(model.student.backbone.get_layer("stem_conv").compute_dtype)
+        return model
+
+    monkeypatch.setattr(setup_lib, "make_model", spy)
+    result = precision.measure(TINY, ["mixed_bfloat16", "float32, XLA"], 1)
+    assert seen == ["float32", "bfloat16", "float32"]
+    assert keras.mixed_precision.global_policy().name == "float32"
+    speed, rates = result["speed"], result["images_per_second"]
+    assert speed["float32"] == {"wall": 1.0, "cpu": 1.0}
+    assert speed["mixed_bfloat16"]["wall"] == pytest.approx(
+        rates["mixed_bfloat16"] / rates["float32"]
+    )
+    assert "float32, XLA " in precision.table(result)
+    with pytest.raises(ValueError, match="some of float32; .*'float64'"):
+        precision.measure(TINY, ["float64"])
 
 
 @pytest.mark.parametrize("shared_cores", [True, False])
@@ -492,7 +529,11 @@ def test_benchmark_command(tmp_path):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], "input, step, end_to_end, queue, memory, host. Received: none"),
+        (
+            [],
+            "input, step, precision, end_to_end, queue, memory, host. "
+            "Received: none",
+        ),
         (["queues"], "Received: queues"),
         (["--rounds=2", "queue", "stray"], "Received: queue stray"),
         (["host"], "`--images` must name a folder of JPEG files"),

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "ressl_tf"
 ORDER = (
     "version",
     "losses",
+    "accumulation",
     "schedules",
     "keras_compat",
     "distribute",
@@ -77,10 +78,12 @@ def test_imports_go_up_the_list(path):
             assert ORDER.index(above) < ORDER.index(name), imported
 
 
-def test_importing_the_package_loads_no_keras_cv():
+@pytest.mark.core
+def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, ressl_tf;"
-        "heavy = 'keras_cv', 'tensorflow_datasets', 'ml_collections';"
+        "heavy = 'keras_cv', 'tensorflow_datasets', 'ml_collections',"
+        "    'tensorflow_addons';"
         "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(

@@ -44,7 +44,9 @@ def tiny_networks(predictor=True, backbone=None):
 def tiny_model(predictor=True, **kwargs):
     settings = {"queue_size": 10, "student_temperature": 0.2, "seed": 1}
     model = ressl_tf.ReSSL(*tiny_networks(predictor), **settings | kwargs)
-    model.compile(ressl_tf.make_optimizer("sgd", 0.05, momentum=0.9, l2=0.01))
+    model.compile(
+        ressl_tf.make_optimizer("sgd", 0.05, momentum=0.9, weight_decay=0.01)
+    )
     return model
 
 

@@ -35,33 +35,89 @@ def test_durations_are_steps():
     assert (durations.warmup, durations.infonce_warmup) == (20, 50)
 
 
+@pytest.mark.core
+def test_durations_in_steps():
+    config = quick_config()
+    config["train"].update(epochs=0.0, steps=70, warmup_steps=7)
+    config["method"]["infonce_warmup_steps"] = 33
+    durations = recipe.make_durations(config, 40)
+    assert durations == recipe.Durations(40, 70, 7, 33)
+    # Each for itself.
+    config["train"].update(warmup_epochs=0.5, warmup_steps=0)
+    durations = recipe.make_durations(config, 40)
+    assert durations == recipe.Durations(40, 70, 20, 33)
+
+
 @pytest.mark.parametrize(
-    "part, name, value, message",
+    "part, changes, message",
     [
-        ("train", "epochs", 0.0, "`train.epochs` must be above 0.*epochs=0.0"),
-        ("train", "epochs", -1.0, "`train.epochs` must be above 0.*=-1.0"),
-        ("train", "warmup_epochs", -1.0, "`warmup_epochs` .*at least 0.*-1.0"),
-        ("method", "infonce_warmup_epochs", -2.0, "`infonce_warmup_.*: -2.0"),
+        (
+            "train",
+            {"epochs": 0.0},
+            "`train.epochs` must be above 0, or `train.steps`. Received: "
+            "train.epochs=0.0, train.steps=0",
+        ),
+        # Rounds to no step.
+        ("train", {"epochs": 0.01}, "must be above 0.*train.epochs=0.01"),
+        ("train", {"epochs": -1.0}, "`train.epochs` .*train.epochs=-1.0"),
+        (
+            "train",
+            {"epochs": 0.0, "steps": -3},
+            "`train.steps` .*train.steps=-3",
+        ),
+        (
+            "train",
+            {"steps": 7},
+            "`train.epochs` and `train.steps`.*"
+            "Received: train.epochs=1.0, train.steps=7",
+        ),
+        (
+            "train",
+            {"warmup_epochs": -1.0},
+            "Received: train.warmup_epochs=-1.0",
+        ),
+        (
+            "train",
+            {"warmup_epochs": 0.5, "warmup_steps": 2},
+            "Received: train.warmup_epochs=0.5, train.warmup_steps=2",
+        ),
+        (
+            "method",
+            {"infonce_warmup_epochs": -2.0},
+            "Received: method.infonce_warmup_epochs=-2.0",
+        ),
+        (
+            "method",
+            {"infonce_warmup_epochs": 1.0, "infonce_warmup_steps": 2},
+            "`method.infonce_warmup_epochs` and `method.infonce_warmup_steps`"
+            ".*epochs=1.0, .*steps=2",
+        ),
     ],
 )
-def test_wrong_durations(part, name, value, message):
+def test_wrong_durations(part, changes, message):
     config = quick_config()
-    config[part][name] = value
+    config[part].update(changes)
     with pytest.raises(ValueError, match=message):
         recipe.make_durations(config, 40)
 
 
-@pytest.mark.parametrize("warmup_epochs, warned", [(1.9, False), (2.0, True)])
-def test_a_warmup_as_long_as_the_run_is_warned_of(
-    caplog, warmup_epochs, warned
-):
+@pytest.mark.parametrize(
+    "warmup, warned",
+    [
+        ({"warmup_epochs": 1.9}, False),
+        ({"warmup_epochs": 2.0}, True),
+        ({"warmup_steps": 19}, False),
+        ({"warmup_steps": 20}, True),
+    ],
+)
+def test_a_warmup_as_long_as_the_run_is_warned_of(caplog, warmup, warned):
     config = quick_config()
-    config["train"].update(epochs=2.0, warmup_epochs=warmup_epochs)
-    assert recipe.make_durations(config, 10).warmup == 10 * warmup_epochs
+    config["train"].update(epochs=2.0, **warmup)
+    assert recipe.make_durations(config, 10).warmup in (19, 20)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == warned
     if warned:
-        assert "`train.warmup_epochs` (2) is not smaller than" in messages[0]
+        assert "(20 steps) is not shorter than the run (20 ste" in messages[0]
 
 
 @pytest.mark.core
@@ -114,7 +170,8 @@ def test_without_predictor_and_with_cosine_momentum(light):
     model = recipe.make_model(config, recipe.make_durations(config, 10))
     assert model.predictor is None
     np.testing.assert_allclose(
-        [model.teacher_momentum(t) for t in (0, 15, 30)], [0.9, 0.95, 1.0]
+        [model.teacher_momentum(t) for t in (0, 15, 30, 31)],
+        [0.9, 0.95, 1.0, 1.0],
     )
 
 
@@ -141,16 +198,22 @@ def test_the_seed_decides_the_weights(light):
 def test_optimizer():
     config = quick_config()
     config["train"]["batch_size"] = 64
-    config["optimizer"].update(base_learning_rate=0.4, momentum=0.8, l2=0.01)
+    config["optimizer"].update(
+        base_learning_rate=0.4,
+        momentum=0.8,
+        weight_decay=0.01,
+        exclude_bias_and_norm=True,
+    )
     durations = recipe.Durations(10, 100, 20, 0)
     optimizer = recipe.make_optimizer(config, durations)
     assert (optimizer.momentum, optimizer.l2) == (0.8, 0.01)
+    assert optimizer.exclude_bias_and_norm
     schedule = getattr(optimizer, "_learning_rate", None)
     assert isinstance(schedule, schedules.WarmupCosine)
     # 0.4 for 256 images is 0.1 for 64.
     np.testing.assert_allclose(
-        [schedule(step) for step in (0, 10, 20, 60, 100)],
-        [0.0, 0.05, 0.1, 0.05, 0.0],
+        [schedule(step) for step in (0, 10, 20, 60, 100, 101)],
+        [0.0, 0.05, 0.1, 0.05, 0.0, 0.0],
         atol=1e-8,
     )
 

@@ -48,9 +48,9 @@ def test_forward_passes_of_the_layouts():
 
 
 def test_queue_share_by_hand():
-    # 6 x 65536 x 256 = 100,663,296 against 4 x 8,174,272,512
+    # 8 x 65536 x 256 = 134,217,728 against 4 x 8,174,272,512
     assert scaling.queue_flops_share(65536, 256) == pytest.approx(
-        100_663_296 / (100_663_296 + 32_697_090_048)
+        134_217_728 / (134_217_728 + 32_697_090_048)
     )
 
 
@@ -58,9 +58,7 @@ def test_memory_by_hand():
     backbone = scaling.Network(100, 0.0, 1000, 1, 1)
     projector = scaling.Network(30, 0.0, 10, 1, 1)
     predictor = scaling.Network(20, 0.0, 6, 1, 1)
-    memory = scaling.memory_per_device(
-        backbone,
-        (projector, predictor),
+    sizes = dict(
         batch_size=2,
         queue_size=50,
         dim=4,
@@ -68,13 +66,26 @@ def test_memory_by_hand():
         activation_bytes=2,
         image_values=12,
     )
+    heads = projector, predictor
+    memory = scaling.memory_per_device(backbone, heads, **sizes)
     assert memory == {
         "parameters": 4 * (3 * 150 + 130),
         "queue": 4 * 3 * 50 * 4,
-        "similarities": 4 * 6 * 2 * 50,
+        "similarities": 4 * 3 * 2 * 50,
         "activations": 2 * 2 * (1500 + 2 * 16),
         "images": 4 * 2 * 12 * 2.5,
-        "total": 2320 + 2400 + 2400 + 6128 + 240,
+        "total": 2320 + 2400 + 1200 + 6128 + 240,
+    }
+    in_parts = scaling.memory_per_device(
+        backbone, heads, gradient_accumulation_steps=2, **sizes
+    )
+    assert in_parts == {
+        "parameters": 4 * (4 * 150 + 130),
+        "queue": 2400,
+        "similarities": 600,
+        "activations": 3064,
+        "images": 360,
+        "total": 2920 + 2400 + 600 + 3064 + 360,
     }
 
 

@@ -77,26 +77,58 @@ def test_linear_alpha(warmup_steps, step, expected):
     np.testing.assert_allclose(alpha(step), expected)
 
 
-def test_scaled_learning_rate():
-    assert schedules.scaled_learning_rate(0.06, 256) == pytest.approx(0.06)
-    assert schedules.scaled_learning_rate(0.06, 1024) == pytest.approx(0.24)
+@pytest.mark.parametrize(
+    "batch_size, expected",
+    [(64, 0.015), (255, 0.06 * 255 / 256), (256, 0.06), (1024, 0.24)],
+)
+def test_scaled_learning_rate(batch_size, expected):
+    peak = schedules.scaled_learning_rate(0.06, batch_size)
+    assert peak == pytest.approx(expected)
 
 
-def test_duration_in_steps():
-    def steps(**kwargs):
-        return schedules.duration_in_steps(
-            "warmup", steps_per_epoch=195, **kwargs
-        )
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"epochs": 10}, 1950),
+        ({"epochs": 10.0, "steps": 0}, 1950),
+        ({"epochs": 0.5}, 98),
+        ({"epochs": 0.002}, 0),
+        ({"steps": 7}, 7),
+        ({"epochs": 0.0, "steps": 1000}, 1000),
+        ({}, 0),
+        ({"epochs": 0, "steps": 0}, 0),
+    ],
+)
+def test_duration_in_steps(given, expected):
+    steps = schedules.duration_in_steps("warmup_", steps_per_epoch=195, **given)
+    assert steps == expected
+    assert isinstance(steps, int)
 
-    assert steps(epochs=10, steps=None) == 1950
-    assert steps(epochs=0.5, steps=None) == 98
-    assert steps(epochs=None, steps=7) == 7
-    assert steps(epochs=0, steps=None) == 0
-    for both in ({"epochs": 1, "steps": 1}, {"epochs": None, "steps": None}):
-        with pytest.raises(ValueError, match="`warmup_epochs` or `warmup_ste"):
-            steps(**both)
-    with pytest.raises(ValueError, match="at least 0. Received: -1"):
-        steps(epochs=-1, steps=None)
+
+@pytest.mark.parametrize(
+    "prefix, given, message",
+    [
+        (
+            "warmup_",
+            {"epochs": 1, "steps": 2},
+            "one of `warmup_epochs` and `warmup_steps`, and 0 for the other. "
+            "Received: warmup_epochs=1, warmup_steps=2",
+        ),
+        (
+            "train.",
+            {"epochs": 0.5, "steps": 1},
+            "one of `train.epochs` and `train.steps`.*Received: "
+            "train.epochs=0.5, train.steps=1",
+        ),
+        ("warmup_", {"epochs": -1}, "at least 0.*Received: warmup_epochs=-1"),
+        ("train.", {"steps": -2}, "at least 0.*Received: train.steps=-2"),
+        ("warmup_", {"steps": 1.5}, "whole number. Received: warmup_steps=1.5"),
+    ],
+)
+def test_wrong_durations(prefix, given, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.duration_in_steps(prefix, steps_per_epoch=195, **given)
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,37 @@ def test_help(tool, flags):
         assert f"--{flag}:" in stdout or f"--[no]{flag}:" in stdout
 
 
+def test_durations_in_steps_and_another_optimizer(source, tmp_path):
+    workdir = tmp_path / "run"
+    code, stdout, lines = call(
+        "pretrain",
+        *settings(source),
+        f"--workdir={workdir}",
+        "--config.train.epochs=0",
+        "--config.train.steps=6",  # an epoch has 4
+        "--config.train.warmup_epochs=0",
+        "--config.train.warmup_steps=2",
+        "--config.method.infonce_warmup_epochs=0",
+        "--config.method.infonce_warmup_steps=3",
+        "--config.monitor.log_every_steps=1",
+        "--config.optimizer.name=lamb",
+        "--config.optimizer.exclude_bias_and_norm=False",
+    )
+    assert code == 0, lines
+    assert "\nstep 6, epoch 1.5, loss " in stdout
+    rows = [row for row in workdir_lib.read_metrics(workdir) if "alpha" in row]
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    alphas = [0, 1 / 3, 2 / 3, 1, 1, 1]
+    np.testing.assert_allclose([row["alpha"] for row in rows], alphas)
+    peak = 0.06 * tiny.BATCH_SIZE / 256
+    rates = [0, 0.5, 1, *(0.5 + 0.5 * np.cos(np.pi * np.arange(1, 4) / 4))]
+    np.testing.assert_allclose(
+        [row["learning_rate"] for row in rows],
+        peak * np.array(rates),
+        rtol=1e-5,
+    )
+
+
 def test_a_diverged_run_is_one_line(source, tmp_path):
     code, _, lines = call(
         "pretrain",

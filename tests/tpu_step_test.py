@@ -244,7 +244,7 @@ def make_model(
         ressl_tf.make_optimizer(
             optimizer,
             ressl_tf.schedules.WarmupCosine(0.01, 20, 2),
-            l2=1e-3,
+            weight_decay=1e-3,
             **optimizer_settings,
         )
     )
@@ -271,6 +271,7 @@ def trace(model, num_student, num_teacher):
         pytest.param({}, 1, 1, marks=pytest.mark.core),
         ({"stem": "imagenet", "predictor": False}, 1, 1),
         ({"optimizer": "lars", "stem": "cifar"}, 2, 2),
+        ({"optimizer": "lamb"}, 1, 1),
         (
             {"optimizer": "lars", "block": "bottleneck", "predictor": False},
             3,

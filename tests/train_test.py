@@ -256,8 +256,10 @@ def test_streamed_images(source, tmp_path, caplog):
     assert len(losses) == 7 and np.isfinite(losses).all()
 
 
-def test_a_last_epoch_that_is_not_whole(source, tmp_path):
-    changes = {"train.epochs": 1.5, "monitor.eval_every_epochs": 1}
+@pytest.mark.parametrize("epochs, steps", [(1.5, 0), (0.0, 6)])
+def test_a_last_epoch_that_is_not_whole(source, tmp_path, epochs, steps):
+    changes = {"train.epochs": epochs, "train.steps": steps}
+    changes["monitor.eval_every_epochs"] = 1
     changes["monitor.log_every_steps"] = 4
     config = tiny.make_config(source, changes)
     assert train.train(config, tmp_path / "run").finished
@@ -420,6 +422,7 @@ def test_a_queue_as_large_as_the_data_set(
     [
         ({"train.precision": "half"}, "`train.precision` .*precision='half'"),
         ({"train.epochs": 0.0}, "`train.epochs` must be above 0.*=0.0"),
+        ({"train.steps": 5}, "`train.epochs` and `train.steps`.*=3.0.*=5"),
         ({"train.batch_size": 65}, r"`batch_size` must be .*\(64\).*=65"),
         ({"monitor.log_every_steps": 0}, "`monitor.log_every_steps` .*=0"),
         ({"monitor.eval_every_epochs": -1}, "`monitor.eval_every_.*=-1"),
@@ -432,6 +435,15 @@ def test_a_queue_as_large_as_the_data_set(
         ({"data.stream": True}, "tools.make_shards"),
         ({"train.steps_per_execution": 0}, "`train.steps_per_.*=0"),
         ({"method.bn_splits": 3}, r"`method.bn_splits` .*\(16\).*=3"),
+        (
+            {"method.bn_splits": 8, "train.gradient_accumulation_steps": 4},
+            r"`method.bn_splits` must divide .* \(4\).*=8",
+        ),
+        (
+            {"train.gradient_accumulation_steps": 3},
+            r"replicas \(1\) must divide `train.batch_size` \(16\).*=3",
+        ),
+        ({"train.gradient_accumulation_steps": 0}, "must be at least 1.*=0"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_the_folder_is_claimed(
@@ -476,7 +488,11 @@ def test_a_flat_target_collapses_and_the_defaults_do_not(tmp_path, monkeypatch):
     backbone knows, and differs by more from one setting to the next.
     """
     monkeypatch.undo()  # the real views
-    monkeypatch.setitem(recipe.networks.RESNETS, "tiny", ("basic", (1, 1)))
+    monkeypatch.setitem(
+        recipe.networks.RESNETS,
+        "tiny",
+        recipe.networks.Architecture("basic", (1, 1)),
+    )
     tenth = {}
     for split, step in (("train", 10), ("test", 8)):
         photos = data.load("photos", split=split, image_size=16)

@@ -2,6 +2,7 @@
 
 python -m tools.benchmark input [--images=FOLDER]
 python -m tools.benchmark step
+python -m tools.benchmark precision
 python -m tools.benchmark end_to_end
 python -m tools.benchmark queue
 python -m tools.benchmark memory
@@ -39,8 +40,14 @@ IMAGE_SIZE = flags.DEFINE_integer(
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "B.", lower_bound=2)
 DIM = flags.DEFINE_integer("dim", 128, "Embedding size D.", lower_bound=1)
+STEM = flags.DEFINE_enum(
+    "stem", "cifar", ["imagenet", "small", "cifar"], "Of the backbone."
+)
 QUEUE_SIZES = flags.DEFINE_list(
-    "queue_sizes", "4096,16384,65536,131072", "For queue: values of K."
+    "queue_sizes",
+    None,
+    "For queue and step: values of K; default: 4096,16384,65536,131072 and "
+    "4096,65536.",
 )
 
 
@@ -54,8 +61,15 @@ def measure_input():
 def measure_step():
     from ressl_tf.benchmark import step
 
+    sizes = _queue_sizes(step.QUEUE_SIZES)
+    return step, step.measure(_setup(batch_size=256), sizes, ROUNDS.value)
+
+
+def measure_precision():
+    from ressl_tf.benchmark import precision
+
     setup = _setup(batch_size=256)
-    return step, step.measure(setup, ROUNDS.value)
+    return precision, precision.measure(setup, rounds=ROUNDS.value)
 
 
 def measure_end_to_end():
@@ -68,7 +82,7 @@ def measure_end_to_end():
 def measure_queue():
     from ressl_tf.benchmark import queue
 
-    sizes = command.positive_numbers("queue_sizes", QUEUE_SIZES.value)
+    sizes = _queue_sizes(queue.QUEUE_SIZES)
     return queue, queue.measure(_setup(batch_size=256), sizes, ROUNDS.value)
 
 
@@ -91,6 +105,7 @@ def measure_host():
 SUBJECTS = {
     "input": measure_input,
     "step": measure_step,
+    "precision": measure_precision,
     "end_to_end": measure_end_to_end,
     "queue": measure_queue,
     "memory": measure_memory,
@@ -105,12 +120,19 @@ def main(subject):
         Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _queue_sizes(default):
+    if QUEUE_SIZES.value is None:
+        return default
+    return command.positive_numbers("queue_sizes", QUEUE_SIZES.value)
+
+
 def _setup(batch_size, **fields):
     from ressl_tf.benchmark import setup
 
     return setup.Setup(
         backbone=BACKBONE.value,
         width=WIDTH.value,
+        stem=STEM.value,
         image_size=IMAGE_SIZE.value,
         batch_size=BATCH_SIZE.value or batch_size,
         dim=DIM.value,

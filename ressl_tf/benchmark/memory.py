@@ -18,6 +18,7 @@ SWEEPS = {
     "batch_size": (128, 512),
     "dim": (128, 512),
     "crops": (1, 2, 5),
+    "gradient_accumulation_steps": (1, 2, 8),
 }
 
 
@@ -60,10 +61,10 @@ def measure(setup, sweeps=None, repeats=2):
 
 def table(result):
     """`measure`'s result as text."""
-    lines = ["varied             formula   tensors  ratio  resident"]
+    lines = [f"{'varied':36}formula   tensors  ratio  resident"]
     for field, rows in result["points"].items():
         for row in rows:
-            cells = [f"{field:<10}{row[field]:7d}"]
+            cells = [f"{field:<28}{row[field]:7d}"]
             for kind in ("formula", "tensors"):
                 value = row[kind]
                 cells.append(f"{'-' if value is None else _mb(value):>10}")
@@ -103,6 +104,7 @@ def formula(setup):
         dim=setup.dim,
         views=scaling.Views((1.0,) * setup.crops, 1),
         image_values=3 * setup.image_size**2,
+        gradient_accumulation_steps=setup.gradient_accumulation_steps,
     )
     return total["total"]
 

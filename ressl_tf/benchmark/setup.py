@@ -35,6 +35,7 @@ class Setup(NamedTuple):
     queue_size: int = 4096  # K
     dim: int = 128  # D
     crops: int = 1  # student views, all of `image_size`; one teacher view
+    gradient_accumulation_steps: int = 1
 
 
 def make_networks(setup):
@@ -54,7 +55,9 @@ def make_model(setup):
     """A compiled `ReSSL` of these sizes."""
     model = ReSSL(*make_networks(setup), queue_size=setup.queue_size)
     model.compile(
-        optimizers.make_optimizer("sgd", 0.06, l2=5e-4), jit_compile=False
+        optimizers.make_optimizer("sgd", 0.06, weight_decay=5e-4),
+        gradient_accumulation_steps=setup.gradient_accumulation_steps,
+        jit_compile=False,
     )
     return model
 

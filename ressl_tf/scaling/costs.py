@@ -163,25 +163,27 @@ def memory_per_device(
     views=VIEWS["one"],
     activation_bytes=FLOAT32,
     image_values=3 * 224**2,
+    gradient_accumulation_steps=1,
 ):
     """Bytes on one device at the moment of a step that needs most.
 
     With S parameters of the student's side (backbone, projector, predictor)
-    and T of the teacher's (backbone, projector), b = `batch_size`, A values
-    kept per image of the backbone and a_v a view's share of the pixels:
+    and T of the teacher's (backbone, projector), b = `batch_size`, p the part
+    of it that is learnt from at once, A values kept per image of the backbone
+    and a_v a view's share of the pixels:
 
-        parameters    4 (3 S + T)    weights, one momentum slot, gradients
+        parameters    4 (3 S + T)    weights, one momentum slot, gradients;
+                                     one S more, the sum, with several parts
         queue         12 K D         keys, normalised keys, and either their
                                      squares or the copy that is written
-        similarities  24 b K         six of the (b, K) matrices at once
-        activations   bytes b (A sum(a_v) + heads')
-        images        4 b (views)
+        similarities  12 p K         three of the (p, K) matrices at once
+        activations   bytes p (A sum(a_v) + heads')
+        images        4 b (views)    and those of one part, with several
 
     The keys are copied when they are written, so two sets of them live then.
-    One similarity matrix each of student and teacher, divided by its
-    temperature each, the target and one product with it: six. Further views
-    go through the same six. The teacher's activations are freed before the
-    student's are complete.
+    The similarities of student and teacher, and the exponentials of one of
+    them: three. Further views go through the same three. The teacher's
+    activations are freed before the student's are complete.
 
     Args:
         backbone: `Network`, for one image of the largest view.
@@ -192,6 +194,7 @@ def memory_per_device(
         views: `Views`.
         activation_bytes: 4, or 2 for mixed precision.
         image_values: numbers in an image of the largest view.
+        gradient_accumulation_steps: number of parts of the batch.
 
     Returns:
         A dict of bytes: "parameters", "queue", "similarities", "activations",
@@ -204,12 +207,17 @@ def memory_per_device(
     kept = backbone.activations * area + len(views.student) * (
         projector.activations + predictor.activations
     )
+    part = batch_size / gradient_accumulation_steps
+    several = gradient_accumulation_steps > 1
     parts = {
-        "parameters": FLOAT32 * (3 * student + teacher),
+        "parameters": FLOAT32 * ((3 + several) * student + teacher),
         "queue": FLOAT32 * 3 * queue_size * dim,
-        "similarities": FLOAT32 * 6 * batch_size * queue_size,
-        "activations": activation_bytes * batch_size * kept,
-        "images": FLOAT32 * batch_size * image_values * (area + views.teacher),
+        "similarities": FLOAT32 * 3 * part * queue_size,
+        "activations": activation_bytes * part * kept,
+        "images": FLOAT32
+        * (batch_size + several * part)
+        * image_values
+        * (area + views.teacher),
     }
     return {**parts, "total": sum(parts.values())}
 
@@ -226,10 +234,10 @@ def forward_passes(views):
 def queue_flops_share(queue_size, dim, backbone=BACKBONES["resnet50"]):
     """Share of the similarities in the operations of a step of one crop.
 
-    2 K D for each of the two similarities of an image and 2 K D for the
-    gradient, against `forward_passes` of the backbone.
+    2 K D for each of the two similarities of an image and of the two keys that
+    they expect (`losses`), against `forward_passes` of the backbone.
     """
-    queue = 6 * queue_size * dim
+    queue = 8 * queue_size * dim
     network = forward_passes(VIEWS["one"]) * backbone.forward_flops
     return queue / (queue + network)
 

@@ -68,7 +68,7 @@ def plan(run, device, input_cost, reliability, devices, steps=400, seed=0):
 
     resnet50 = BACKBONES["resnet50"].forward_flops
     forwards = forward_passes(run.views) * run.backbone.forward_flops
-    forwards += 6 * run.queue_size * run.dim * len(run.views.student)
+    forwards += 8 * run.queue_size * run.dim * len(run.views.student)
     parts = {
         "compute": local * forwards / (3 * resnet50 * device.images_per_second),
         "overhead": device.step_overhead,
