@@ -141,7 +141,12 @@ def _measure_apart(setup):
     """`peak_bytes` in a fresh process: what is freed is not given back."""
     finished = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(setup._asdict())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            # The default one of some CPUs keeps no statistics.
+            "TF_CPU_ALLOCATOR_USE_BFC": "1",
+        },
         capture_output=True,
         text=True,
     )
