@@ -11,16 +11,13 @@ import tensorflow as tf
 from tensorflow import keras
 
 from ressl_tf import workdir as workdir_lib
+from ressl_tf.evaluation import collapse
 from ressl_tf.evaluation import features
 from ressl_tf.evaluation import knn
 
 logger = logging.getLogger("ressl_tf")
 
-# `embedding_std` is about 1 for embeddings spread over the sphere and 0 when
-# all are alike; a target whose entropy is that of a uniform one, log K, teaches
-# nothing. Fresh networks may start so, hence the patience in windows.
-COLLAPSED_STD = 0.1
-UNIFORM_TARGET = 0.99
+# Windows: fresh networks may start collapsed.
 COLLAPSE_PATIENCE = 3
 
 
@@ -155,12 +152,10 @@ class MetricsLogger(keras.callbacks.Callback):
                 "`train.warmup_epochs`, and continue in a new folder; the "
                 "last good checkpoint is kept."
             )
-        uniformity = row["target_entropy"] / math.log(
-            max(self.model.queue.size, 2)
-        )
-        if (
-            row["embedding_std"] >= COLLAPSED_STD
-            and uniformity <= UNIFORM_TARGET
+        target_entropy = row["target_entropy"]
+        queue_size = self.model.queue.size
+        if not collapse.is_collapsed(
+            row["embedding_std"], target_entropy, queue_size
         ):
             self._collapsed_windows = 0
             return
@@ -175,7 +170,7 @@ class MetricsLogger(keras.callbacks.Callback):
                 "view.",
                 row["step"],
                 row["embedding_std"],
-                100 * uniformity,
+                100 * collapse.uniformity(target_entropy, queue_size),
                 self.model.teacher_temperature,
                 self.model.student_temperature,
             )

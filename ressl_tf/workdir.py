@@ -8,6 +8,7 @@ export/NAME/1/   SavedModel
 eval/            results of the evaluation tools, pictures
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -97,16 +98,30 @@ def read_config(workdir):
     return json.loads(path.read_text())
 
 
-def write_json(path, value):
-    """Writes JSON so that a reader never sees half of it."""
-    text = json.dumps(value, indent=2)
+@contextlib.contextmanager
+def replaced(path):
+    """The path of a file to write that then takes the place of `path`.
+
+    So a reader never sees half of it; where writing fails, `path` stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        file.write(text + "\n")
-    os.chmod(temporary, 0o644)  # mkstemp's file is for its owner alone
-    os.replace(temporary, path)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)  # mkstemp's file is for its owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(path, value):
+    """Writes JSON so that a reader never sees half of it."""
+    text = json.dumps(value, indent=2)
+    with replaced(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def append_metrics(workdir, row):

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from tensorflow import keras
@@ -19,6 +21,22 @@ PUBLISHED = {
     "mobilenetv3_large": (5_483_032, 960),
 }
 LIGHT = [name for name in PUBLISHED if "resnet" not in name]
+# Large ones take seconds to build: the other stacks build one of each family.
+ONE_OF_EACH = ("resnet18", "efficientnet_b0", "mobilenetv3_large")
+
+
+@functools.cache
+def published(name):
+    return ressl_tf.make_backbone(name, (64, 64, 3), "imagenet")
+
+
+def core(names):
+    return [
+        pytest.param(name, marks=pytest.mark.core)
+        if name in ONE_OF_EACH
+        else name
+        for name in names
+    ]
 
 
 def trainable_parameters(model):
@@ -33,11 +51,10 @@ def batch_norms(model):
     ]
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", core(PUBLISHED))
 def test_has_the_published_parameters(name):
     total, features = PUBLISHED[name]
-    backbone = ressl_tf.make_backbone(name, (224, 224, 3), "imagenet")
+    backbone = published(name)
     assert backbone.name == name
     assert backbone.output_shape == (None, features)
     if name == "mobilenetv3_large":  # its classifier has a hidden layer
@@ -181,11 +198,10 @@ def test_batch_norm_is_ours(name, count, epsilon):
             assert layer.splits == splits
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", core(LIGHT))
 def test_light_networks_are_bare(name):
-    """No rescaling, no dropout, no bias before batch normalisation."""
-    model = ressl_tf.make_backbone(name, (64, 64, 3), "imagenet")
+    """No rescaling, no dropout, no classifier."""
+    model = published(name)
     gone = (
         keras.layers.Rescaling,
         keras.layers.Normalization,
@@ -209,10 +225,9 @@ def test_light_networks_are_bare(name):
     )
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", core(LIGHT))
 def test_light_networks_start_like_resnets(name):
-    model = ressl_tf.make_backbone(name, (64, 64, 3), "imagenet")
+    model = published(name)
     names = [layer.name for layer in model.layers if layer.weights]
     last = "conv_1" if name == "mobilenetv3_large" else "top_conv"
     (kernel,) = model.get_layer(last).get_weights()
@@ -228,16 +243,14 @@ def test_light_networks_start_like_resnets(name):
 
 @pytest.mark.core
 def test_names_of_layers_are_the_same_in_all_generations():
-    model = ressl_tf.make_backbone("mobilenetv3_large", (32, 32, 3))
+    model = published("mobilenetv3_large")
     names = [layer.name for layer in model.layers if layer.weights]
     assert names[:3] == ["conv", "conv_bn", "expanded_conv_depthwise"]
     assert "expanded_conv_3_squeeze_excite_conv_1" in names
     assert names[-2:] == ["conv_1", "conv_1_bn"]
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "efficientnet_b0", "mobilenetv3_large"]
-)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize(
     "stem, size, reduced",
     [
@@ -254,9 +267,7 @@ def test_stems_reduce_by_32_16_and_8(name, stem, size, reduced):
     assert tuple(before_pooling.shape)[1:3] == (reduced, reduced)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "efficientnet_b0", "mobilenetv3_large"]
-)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_any_size_gives_what_a_fixed_size_gives(name):
     any_size = ressl_tf.make_backbone(name, (None, None, 3), width=8)
     for height, width in ((32, 32), (33, 21)):

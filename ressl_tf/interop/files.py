@@ -1,11 +1,11 @@
 """State dicts on disk: safetensors, .npz, torch's .pth, detectron2's .pkl."""
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from ressl_tf import workdir
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 # Where training scripts keep the state dict within what they save.
@@ -73,20 +73,14 @@ def write_state_dict(path, state_dict):
             f"`path` must end in one of {', '.join(_WRITERS)}. "
             f"Received: path={str(path)!r}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         name: np.ascontiguousarray(value) for name, value in state_dict.items()
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
     try:
-        _WRITERS[path.suffix](temporary, arrays)
-        os.chmod(temporary, 0o644)  # mkstemp's file is for its owner alone
-        os.replace(temporary, path)
+        with workdir.replaced(path) as temporary:
+            _WRITERS[path.suffix](temporary, arrays)
     except ImportError as error:
         raise _not_installed(path, error) from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _read_torch(path):
@@ -128,7 +122,8 @@ def _write_safetensors(path, arrays):
 
 
 def _write_npz(path, arrays):
-    np.savez(path, **arrays)
+    with open(path, "wb") as file:  # NumPy would add a suffix to a path
+        np.savez(file, **arrays)
 
 
 def _write_detectron2(path, arrays):

@@ -85,8 +85,8 @@ def make_optimizer(
     else:
         raise ValueError(
             f"`name` must be one of {', '.join(OPTIMIZERS)}, or "
-            f"{addons.PREFIX}NAME; any Keras optimizer can be passed to `compile` "
-            "instead. "
+            f"{addons.PREFIX}NAME; any Keras optimizer can be passed to "
+            "`compile` instead. "
             f"Received: name={name!r}"
         )
     if name == "adam" and weight_decay:
