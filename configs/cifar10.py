@@ -22,7 +22,7 @@ def get_config(arg=None):
     config.data.std = (0.2470, 0.2435, 0.2616)
 
     student = config.views.student  # strong
-    student.crops = 1  # views of this kind; the teacher's 2 go with 2
+    student.crops = 1  # 2 go with 2 of the teacher
     student.min_area = 0.2
     student.max_area = 1.0
     student.flip = 0.5
@@ -35,7 +35,7 @@ def get_config(arg=None):
     student.blur = 0.5
     student.blur_sigma = (0.1, 2.0)
     student.solarize = 0.0
-    student.randaugment = 0  # operations
+    student.randaugment = 0
     teacher = config.views.teacher  # weak
     teacher.crops = 1
     teacher.min_area = 0.2
@@ -48,6 +48,7 @@ def get_config(arg=None):
     config.predictor = dict(enabled=True, hidden_dim=2048, batch_norm=True)
 
     config.method = dict(
+        alpha=1.0,  # of the relational loss, after the warm-up; 0: MoCo
         queue_size=4096,
         student_temperature=0.1,
         teacher_temperature=0.04,

@@ -24,8 +24,8 @@ def get_config():
     config.data.image_size = 32
 
     config.views = ConfigDict()
-    config.views.student = ConfigDict()
-    config.views.teacher = ConfigDict()
+    config.views.student = _crop_and_flip()
+    config.views.teacher = _crop_and_flip()
 
     config.train = ConfigDict()
     # In place of epochs and warmup_epochs, which are then 0.
@@ -49,13 +49,39 @@ def get_config():
     return config
 
 
+def _crop_and_flip():
+    """The settings of a role's views, with all but crop and flip off."""
+    view = ConfigDict()
+    view.crops = 1  # views of this kind
+    # None for `data.image_size`. Several are one a view (multi-crop): then
+    # each number below may be a tuple, too.
+    view.size = config_dict.placeholder(tuple)
+    view.min_area = 0.2
+    view.max_area = 1.0
+    view.flip = 0.5
+    view.randaugment = 0  # operations
+    view.randaugment_magnitude = 10
+    view.jitter = 0.0  # the probability of the next four
+    view.brightness = 0.0
+    view.contrast = 0.0
+    view.saturation = 0.0
+    view.hue = 0.0
+    view.grayscale = 0.0
+    view.blur = 0.0
+    view.blur_sigma = (0.1, 2.0)
+    view.blur_kernel = 13
+    view.solarize = 0.0
+    return view
+
+
 def finish(config, arg):
     """The recipe as `--config=FILE:ARG` asks for it.
 
     Args:
         config: the recipe.
-        arg: None for the recipe itself, or "quick" to shrink it to seconds:
-            to see that it runs, not what it learns.
+        arg: None for the recipe itself, or "quick" to shrink it: to see that
+            it runs, not what it learns. An epoch of a small network; 10 steps
+            where images are streamed, of which there may be millions.
 
     Raises:
         ValueError: for anything else.
@@ -74,8 +100,8 @@ def finish(config, arg):
     config.predictor.hidden_dim = 32
     config.method.queue_size = 256
     config.train.batch_size = 32
-    config.train.epochs = 1
-    config.train.steps = 0
+    config.train.epochs = 0 if config.data.stream else 1
+    config.train.steps = 10 if config.data.stream else 0
     config.train.warmup_epochs = 0
     config.train.warmup_steps = 0
     config.monitor.log_every_steps = 10

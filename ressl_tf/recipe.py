@@ -9,8 +9,8 @@ is looked up where that function documents it and a typo fails by its name:
     backbone   `make_backbone`
     projector  `make_projector`
     predictor  `make_predictor`, and `enabled`
-    method     `ReSSL`, with the InfoNCE warm-up's duration, and `bn_splits`
-               for the networks
+    method     `ReSSL`, with the InfoNCE warm-up's duration, after which
+               `alpha` has its value, and `bn_splits` for the networks
     optimizer  `make_optimizer`, and `base_learning_rate` for a batch of 256
     train      batch size, durations, precision
     monitor    how often to log, to save and to score
@@ -57,7 +57,8 @@ def open_reader(config, cache_bytes=None):
 def make_views(config):
     """The views of a recipe: {"student": layers, "teacher": layers}, tuples.
 
-    A view's `size` is `data.image_size` unless its own is given.
+    A view's `size` is `data.image_size` unless its own is given: one number,
+    or one a view (multi-crop).
     """
     # keras-cv is 500 modules: only who trains waits for it.
     from ressl_tf import augment
@@ -66,10 +67,10 @@ def make_views(config):
     return {
         role: augment.make_views(
             **{
-                "size": settings["image_size"],
                 "mean": settings["mean"],
                 "std": settings["std"],
                 **config["views"][role],
+                "size": _view_size(config, role),
             }
         )
         for role in ("student", "teacher")
@@ -153,7 +154,9 @@ def make_model(config, durations=None, views=None):
             method["teacher_momentum"], durations.total
         )
     if durations:
-        method["alpha"] = schedules.linear_alpha(durations.infonce_warmup)
+        method["alpha"] = schedules.linear_alpha(
+            durations.infonce_warmup, method["alpha"]
+        )
     if config["data"]["augment_on"] != "device":
         views = None
     model = ReSSL(
@@ -172,10 +175,14 @@ def make_model(config, durations=None, views=None):
 def _input_size(config):
     """The views' one size; None where they have several."""
     size = config["data"]["image_size"]
-    views = config["views"].values()
-    return (
-        size if all(view.get("size", size) == size for view in views) else None
-    )
+    same = all(_view_size(config, role) == size for role in config["views"])
+    return size if same else None
+
+
+def _view_size(config, role):
+    """The size of a role's views, or their sizes."""
+    size = config["views"][role].get("size")
+    return config["data"]["image_size"] if size is None else size
 
 
 def compile_model(model, config, optimizer, steps_per_execution=1):

@@ -108,31 +108,39 @@ def cosine_momentum(initial, total_steps):
     return momentum
 
 
-def linear_alpha(warmup_steps):
+def linear_alpha(warmup_steps, final=1.0):
     """The weight of the relational loss: α = min(step / warmup_steps, 1).
 
     Equation 7 of the paper. It does not say how long the warm-up is; the
     recipes here use the steps of the learning rate's warm-up.
 
     Args:
-        warmup_steps: at least 0; 0 means α = 1 from the start.
+        warmup_steps: at least 0; 0 means that α is `final` from the start.
+        final: what α rises to, in [0, 1], and then keeps: 1 for the paper's
+            method, 0 for InfoNCE alone from start to end (MoCo).
 
     Returns:
         A function of the step.
 
     Raises:
-        ValueError: if `warmup_steps` is negative.
+        ValueError: if `warmup_steps` is negative or `final` is not in [0, 1].
     """
     if warmup_steps < 0:
         raise ValueError(
             "`warmup_steps` must be at least 0 (0: no warm-up). "
             f"Received: warmup_steps={warmup_steps}"
         )
+    if not 0 <= final <= 1:
+        raise ValueError(
+            "`final` must be a weight in [0, 1] (1: the relational loss "
+            f"alone, 0: InfoNCE alone). Received: final={final}"
+        )
 
     def alpha(step):
         if warmup_steps == 0:
-            return tf.constant(1.0)
-        return tf.minimum(tf.cast(step, tf.float32) / warmup_steps, 1.0)
+            return tf.constant(final, tf.float32)
+        progress = tf.cast(step, tf.float32) / warmup_steps
+        return final * tf.minimum(progress, 1.0)
 
     return alpha
 

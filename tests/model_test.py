@@ -15,12 +15,19 @@ SIZE = 2  # images of 2x2x3
 BATCH = 4
 
 
-def images(seed, batch=BATCH):
+def images(seed, batch=BATCH, size=SIZE):
     return (
         np.random.default_rng(seed)
-        .normal(size=(batch, SIZE, SIZE, 3))
+        .normal(size=(batch, size, size, 3))
         .astype(np.float32)
     )
+
+
+def pooled_backbone():
+    """One for images of any size: each pixel by itself, then the mean."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Dense(5, "tanh", name="backbone")(inputs)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
 
 
 def tiny_networks(predictor=True, backbone=None):
@@ -41,9 +48,10 @@ def tiny_networks(predictor=True, backbone=None):
     return backbone, projector, q
 
 
-def tiny_model(predictor=True, **kwargs):
+def tiny_model(predictor=True, backbone=None, **kwargs):
     settings = {"queue_size": 10, "student_temperature": 0.2, "seed": 1}
-    model = ressl_tf.ReSSL(*tiny_networks(predictor), **settings | kwargs)
+    networks = tiny_networks(predictor, backbone)
+    model = ressl_tf.ReSSL(*networks, **settings | kwargs)
     model.compile(
         ressl_tf.make_optimizer("sgd", 0.05, momentum=0.9, weight_decay=0.01)
     )
@@ -83,9 +91,22 @@ def batch(*seeds, num_student=1):
 
 
 @pytest.mark.core
-def test_steps_equal_slow_reference():
-    """Loss, gradients, EMA, queue and pointer over seven steps of `fit`."""
+@pytest.mark.parametrize(
+    "student_sizes, teacher_sizes, make_backbone, num_steps",
+    [
+        # 28 keys go round a queue of 10 almost three times.
+        pytest.param([SIZE], [SIZE], lambda: None, 7, id="one crop"),
+        pytest.param([SIZE] * 2, [SIZE] * 2, lambda: None, 7, id="two crops"),
+        # Images differ less after the mean over them: float32 parts sooner.
+        pytest.param([4, 3, 1], [4], pooled_backbone, 5, id="multi-crop"),
+    ],
+)
+def test_steps_equal_slow_reference(
+    student_sizes, teacher_sizes, make_backbone, num_steps
+):
+    """Loss, gradients, EMA, queue and pointer over some steps of `fit`."""
     model = tiny_model(
+        backbone=make_backbone(),
         teacher_temperature=0.05,
         infonce_temperature=0.3,
         teacher_momentum=0.8,
@@ -104,13 +125,20 @@ def test_steps_equal_slow_reference():
         momentum=0.9,
         l2=0.01,
     )
-    for step in range(7):  # 28 keys go round a queue of 10 almost three times
-        data = batch(2 * step, 2 * step + 1)
+    for step in range(num_steps):
+        views = tuple(
+            images(10 * step + number, size=size)
+            for number, size in enumerate(student_sizes + teacher_sizes)
+        )
+        data = {
+            "student": views[: len(student_sizes)],
+            "teacher": views[len(student_sizes) :],
+        }
         history = model.fit(
             tf.data.Dataset.from_tensors(data), verbose=0, shuffle=False
         ).history
         loss, relation, info_nce = trainer.step(
-            data["student"][0], data["teacher"][0]
+            data["student"], data["teacher"]
         )
         np.testing.assert_allclose(history["loss"], [loss], rtol=1e-4)
         np.testing.assert_allclose(history["relation"], [relation], rtol=1e-4)

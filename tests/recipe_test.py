@@ -134,6 +134,7 @@ def test_settings_reach_the_model(light):
             "method.infonce_temperature": 0.3,
             "method.teacher_momentum": 0.9,
             "method.infonce_warmup_epochs": 2.0,
+            "method.alpha": 0.6,
             "train.jit_compile": False,
         },
     )
@@ -153,7 +154,7 @@ def test_settings_reach_the_model(light):
     assert model.infonce_temperature == 0.3
     np.testing.assert_allclose(model.teacher_momentum(7), 0.9)
     np.testing.assert_allclose(
-        [model.alpha(t) for t in (0, 5, 20)], [0, 0.25, 1]
+        [model.alpha(t) for t in (0, 5, 20, 99)], [0, 0.15, 0.6, 0.6]
     )
     assert isinstance(model.optimizer, optimizers.MomentumSGD)
 
@@ -286,6 +287,7 @@ def test_views_get_their_own_settings():
     assert set(views) == {"student", "teacher"}
     for role, area, jitter in (("student", 0.1, 0.8), ("teacher", 0.3, 0.0)):
         (view,) = views[role]
+        assert config["views"][role]["size"] is None  # so it is the image's
         assert (view.size, view.min_area) == (24, area)
         assert view.jitter == jitter
         assert tuple(view.mean) == config["data"]["mean"]

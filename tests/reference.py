@@ -56,7 +56,11 @@ class RingBuffer:
 
 
 class Network:
-    """Backbone x -> tanh(x A + a), projector -> ReLU(BN(. B)) C + c."""
+    """Backbone x -> tanh(x A + a), projector -> ReLU(BN(. B)) C + c.
+
+    Where A takes less than an image, one of its pixels, say, the backbone's
+    values are averaged over the parts of the image.
+    """
 
     def __init__(self, weights):
         self.weights = {k: np.array(v, np.float64) for k, v in weights.items()}
@@ -66,9 +70,9 @@ class Network:
 
     def __call__(self, images, weights=None, update=False):
         w = weights or self.weights
-        x = np.reshape(images, (len(images), -1)).astype(np.float64)
-        x = np.tanh(x @ w["backbone"] + w["backbone_bias"])
-        x = x @ w["hidden"]
+        x = np.reshape(images, (len(images), -1, len(w["backbone"])))
+        x = np.tanh(x.astype(np.float64) @ w["backbone"] + w["backbone_bias"])
+        x = x.mean(axis=1) @ w["hidden"]
         mean, variance = x.mean(axis=0), x.var(axis=0)
         if update:
             # Keras' fused and plain kernels differ in the variance (with or
@@ -83,7 +87,12 @@ class Network:
 
 
 class Trainer:
-    """One crop, a linear predictor, SGD with momentum and L2."""
+    """A linear predictor, SGD with momentum and L2.
+
+    One crop, or multi-crop: the loss is the mean over all rows of all student
+    views, each against the one teacher view. Two crops: student view i against
+    teacher view 1 - i; the first teacher view goes into the queue.
+    """
 
     def __init__(
         self,
@@ -121,12 +130,12 @@ class Trainer:
         return min(self.step_number / self.warmup_steps, 1.0)
 
     def step(self, strong, weak):
-        """One training step; returns what the model reports."""
+        """One training step on lists of views; returns what is reported."""
         m = self.teacher_momentum
         for name, value in self.teacher.weights.items():
             value *= m
             value += (1 - m) * self.student.weights[name]
-        targets = self.teacher(weak, update=True)
+        targets = [self.teacher(view, update=True) for view in weak]
 
         def loss(weights):
             return self._losses(strong, targets, weights)[0]
@@ -134,41 +143,44 @@ class Trainer:
         variables = {**self.student.weights, "predictor": self.predictor}
         report = self._losses(strong, targets, variables)
         gradients = {
-            name: _difference(loss, variables, name) for name in variables
+            name: difference(loss, variables, name) for name in variables
         }
-        self.student(strong, update=True)
+        for view in strong:
+            self.student(view, update=True)
         for name, value in variables.items():
             gradient = gradients[name] + self.l2 * value
             self.velocity[name] = (
                 self.momentum * self.velocity.get(name, 0.0) + gradient
             )
             value -= self.learning_rate * self.velocity[name]
-        self.queue.enqueue(targets)
+        self.queue.enqueue(targets[0])
         self.step_number += 1
         return report
 
     def _losses(self, strong, targets, variables):
-        """(loss, relation, info_nce), means over the batch."""
-        embeddings = self.student(strong, variables) @ variables["predictor"]
+        """(loss, relation, info_nce), means over all rows of all views."""
         relations, info_nces = [], []
-        for student, teacher in zip(embeddings, targets, strict=True):
-            relations.append(
-                relation(
-                    student,
-                    teacher,
-                    self.queue.keys,
-                    self.student_temperature,
-                    self.teacher_temperature,
+        for number, view in enumerate(strong):
+            target = targets[1 - number] if len(targets) == 2 else targets[0]
+            embeddings = self.student(view, variables) @ variables["predictor"]
+            for student, teacher in zip(embeddings, target, strict=True):
+                relations.append(
+                    relation(
+                        student,
+                        teacher,
+                        self.queue.keys,
+                        self.student_temperature,
+                        self.teacher_temperature,
+                    )
                 )
-            )
-            info_nces.append(
-                info_nce(
-                    student,
-                    teacher,
-                    self.queue.keys,
-                    self.infonce_temperature,
+                info_nces.append(
+                    info_nce(
+                        student,
+                        teacher,
+                        self.queue.keys,
+                        self.infonce_temperature,
+                    )
                 )
-            )
         alpha = self.alpha()
         return (
             alpha * np.mean(relations) + (1 - alpha) * np.mean(info_nces),
@@ -177,7 +189,7 @@ class Trainer:
         )
 
 
-def _difference(function, variables, name, epsilon=1e-6):
+def difference(function, variables, name, epsilon=1e-6):
     gradient = np.zeros_like(variables[name])
     for index in np.ndindex(gradient.shape):
         values = []

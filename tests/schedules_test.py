@@ -77,6 +77,21 @@ def test_linear_alpha(warmup_steps, step, expected):
     np.testing.assert_allclose(alpha(step), expected)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "warmup_steps, final, step, expected",
+    [(4, 0.6, 0, 0.0), (4, 0.6, 1, 0.15), (4, 0.6, 4, 0.6), (4, 0.6, 9, 0.6)]
+    + [(0, 0.6, 0, 0.6), (0, 0.6, 9, 0.6)]
+    + [(4, 0.0, 0, 0.0), (4, 0.0, 9, 0.0), (0, 0.0, 0, 0.0), (0, 0, 9, 0.0)]
+    + [(4, 1, 2, 0.5), (0, 1, 0, 1.0)],
+)
+def test_linear_alpha_to_another_value(warmup_steps, final, step, expected):
+    alpha = schedules.linear_alpha(warmup_steps, final)
+    for now in (step, tf.constant(step, tf.int64)):
+        assert alpha(now).dtype == tf.float32
+        np.testing.assert_allclose(alpha(now), expected)
+
+
 @pytest.mark.parametrize(
     "batch_size, expected",
     [(64, 0.015), (255, 0.06 * 255 / 256), (256, 0.06), (1024, 0.24)],
@@ -140,6 +155,8 @@ def test_wrong_durations(prefix, given, message):
         (lambda: schedules.cosine_momentum(1.1, 10), "initial=1.1"),
         (lambda: schedules.cosine_momentum(0.9, 0), "total_steps=0"),
         (lambda: schedules.linear_alpha(-1), "warmup_steps=-1"),
+        (lambda: schedules.linear_alpha(4, 1.1), "`final` .*final=1.1"),
+        (lambda: schedules.linear_alpha(0, -0.1), "`final` .*final=-0.1"),
     ],
 )
 def test_bad_values(make, message):

@@ -71,10 +71,14 @@ def make_config(source, changes=None, backbone="tiny"):
 
 
 class PlainView:
-    """A view that compiles in no time: noise of its own seed, normalised."""
+    """A view that compiles in no time: noise of its own seed, normalised.
 
-    def __init__(self, strength):
+    With `side`, its top left corner alone.
+    """
+
+    def __init__(self, strength, side=None):
         self.strength = strength
+        self.side = side
 
     def apply(self, images, seed, rows=None):
         images = tf.cast(images, tf.float32) / 127.5 - 1.0
@@ -83,7 +87,17 @@ class PlainView:
             [batch_size, *images.shape[1:]], seed
         )
         own = noise[first : first + images.shape[0]]
-        return images + self.strength * own
+        return (images + self.strength * own)[:, : self.side, : self.side]
+
+
+def plain_views(config):
+    """As many plain views as a recipe has, of their sizes."""
+    views = {}
+    for role, strength in (("student", 0.5), ("teacher", 0.1)):
+        settings = config["views"][role]
+        sides = settings["size"] or [None] * settings["crops"]
+        views[role] = tuple(PlainView(strength, side) for side in sides)
+    return views
 
 
 def add_backbone(monkeypatch):
@@ -96,14 +110,7 @@ def add_backbone(monkeypatch):
 def lighten(monkeypatch):
     """Adds the backbone "tiny" and replaces the views by plain ones."""
     add_backbone(monkeypatch)
-    monkeypatch.setattr(
-        recipe,
-        "make_views",
-        lambda config: {
-            "student": (PlainView(0.5),),
-            "teacher": (PlainView(0.1),),
-        },
-    )
+    monkeypatch.setattr(recipe, "make_views", plain_views)
 
 
 def make_run(folder, changes=None):
