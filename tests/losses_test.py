@@ -70,6 +70,43 @@ def test_single_losses_equal_torch(case):
     )
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("infonce_temperature", [0.1, 0.25])
+def test_written_out_gradient_is_that_of_the_single_losses(
+    alpha, infonce_temperature
+):
+    student, teacher, queue = (
+        tf.constant(TORCH[name]) for name in ("student", "teacher", "queue")
+    )
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(student)
+        objective = losses.blended_objective(
+            student,
+            teacher,
+            queue,
+            student_temperature=0.1,
+            teacher_temperature=0.04,
+            infonce_temperature=infonce_temperature,
+            alpha=alpha,
+        )
+        relation = losses.relation_loss(student, teacher, queue, 0.1, 0.04)
+        info_nce = losses.info_nce_loss(
+            student, teacher, queue, infonce_temperature
+        )
+        # Rows weighted unequally: each has a gradient of its own.
+        weights = tf.range(1.0, 13.0, dtype=tf.float64)
+        loss = tf.reduce_sum(weights * objective.loss)
+        blend = alpha * relation + (1 - alpha) * info_nce
+        expected = tf.reduce_sum(weights * blend)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        tape.gradient(loss, student),
+        tape.gradient(expected, student),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
 def test_objective_equals_slow_reference():
     student, teacher, queue = (
         TORCH[name] for name in ("student", "teacher", "queue")
