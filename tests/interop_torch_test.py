@@ -110,9 +110,12 @@ def test_torch_reads_what_is_written(tmp_path):
     state_dict = interop.to_state_dict(make("resnet18", 8, "cifar", width=4))
     interop.write_state_dict(tmp_path / "weights.pth", state_dict)
     network = torch_networks.ResNet("resnet18", None, width=4, stem="cifar")
-    network.load_state_dict(
+    network.load_state_dict(  # strict
         torch.load(tmp_path / "weights.pth", weights_only=True)
     )
+    loaded = arrays(network)
+    for name, value in state_dict.items():
+        np.testing.assert_array_equal(loaded[name], value)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
