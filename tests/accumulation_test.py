@@ -1,9 +1,9 @@
 """A batch in parts: the same step as with all of it at once."""
 
 import numpy as np
-import precision_test
 import pytest
 import tensorflow as tf
+import tiny
 from tensorflow import keras
 
 import ressl_tf
@@ -35,7 +35,7 @@ def make_model(strategy=None, steps=1, batch_norm=False, policy="float32"):
         )
         optimizer = ressl_tf.make_optimizer("sgd", 0.02)
         if policy == "mixed_float16":
-            optimizer = precision_test.loss_scaled(optimizer, 2**10)
+            optimizer = tiny.loss_scaled(optimizer, 2**10)
         model.compile(optimizer, gradient_accumulation_steps=steps)
     return model
 
@@ -61,46 +61,34 @@ def train(model, dataset):
     return history, [np.array(v) for v in model.trainable_variables]
 
 
-def assert_same_training(model, expected, dataset, **tolerance):
+def assert_same_training(model, expected, dataset, share=1e-4):
     before = [np.array(v) for v in expected.trainable_variables]
     history, weights = train(model, dataset)
     expected_history, expected_weights = train(expected, dataset)
     del expected_history["agreement"]  # all or nothing
     for name, values in expected_history.items():
-        np.testing.assert_allclose(
-            history[name], values, err_msg=name, **tolerance
-        )
+        tiny.assert_near(history[name], values, name, share)
     for new, right, old in zip(weights, expected_weights, before, strict=True):
-        np.testing.assert_allclose(new, right, **tolerance)
+        tiny.assert_near(new, right, share=share)
         assert np.abs(right - old).max() > 1e-5  # it learns
     # In the order of the rows, after 40 keys in a queue of 20.
-    np.testing.assert_allclose(
-        model.queue.keys, expected.queue.keys, **tolerance
-    )
+    tiny.assert_near(model.queue.keys, expected.queue.keys, share=share)
     assert int(tf.convert_to_tensor(model.queue.pointer)) == 0
     for new, right in zip(
         model.teacher.get_weights(), expected.teacher.get_weights(), strict=True
     ):
-        np.testing.assert_allclose(new, right, **tolerance)
+        tiny.assert_near(new, right, share=share)
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("steps", [2, 8])
 def test_the_same_as_at_once(steps):
-    assert_same_training(
-        make_model(steps=steps), make_model(), batches(5), rtol=1e-4, atol=1e-6
-    )
+    assert_same_training(make_model(steps=steps), make_model(), batches(5))
 
 
 @pytest.mark.parametrize("views", [(2, 2), (3, 1)])
 def test_several_views(views):
-    assert_same_training(
-        make_model(steps=4),
-        make_model(),
-        batches(5, *views),
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    assert_same_training(make_model(steps=4), make_model(), batches(5, *views))
 
 
 @pytest.mark.core
@@ -109,8 +97,6 @@ def test_on_two_replicas(two_replicas):
         make_model(two_replicas, steps=2),
         make_model(two_replicas),
         batches(5),
-        rtol=1e-4,
-        atol=1e-6,
     )
 
 
@@ -120,8 +106,7 @@ def test_scaled_losses():
         make_model(steps=4, policy="mixed_float16"),
         make_model(policy="mixed_float16"),
         batches(5),
-        rtol=0.02,
-        atol=2e-3,
+        share=0.01,
     )
 
 

@@ -4,6 +4,7 @@ import graphs
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from tensorflow import keras
 
 import ressl_tf
@@ -35,15 +36,6 @@ def make_dataset(steps):
     batches = [views(seed) for seed in range(1, steps + 1)]
     stacked = tf.nest.map_structure(lambda *parts: np.stack(parts), *batches)
     return tf.data.Dataset.from_tensor_slices(stacked)
-
-
-def loss_scaled(optimizer, initial_scale):
-    """What `compile` makes of the optimiser, with a scale of one's own."""
-    if hasattr(keras.optimizers, "LossScaleOptimizer"):  # Keras 3
-        wrapper = keras.optimizers.LossScaleOptimizer
-    else:
-        wrapper = keras.mixed_precision.LossScaleOptimizer
-    return wrapper(optimizer, initial_scale=initial_scale)
 
 
 def loss_scale(optimizer):
@@ -85,7 +77,7 @@ def make_model(
     )
     optimizer = ressl_tf.make_optimizer("sgd", learning_rate)
     if initial_scale is not None:
-        optimizer = loss_scaled(optimizer, initial_scale)
+        optimizer = tiny.loss_scaled(optimizer, initial_scale)
     model.compile(optimizer)
     return model
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from tensorflow import keras
 
 from configs import photos
 from ressl_tf import networks
@@ -119,6 +120,29 @@ def make_run(folder, changes=None):
     workdir = folder / "run"
     changes = {"train.epochs": 1.0, **(changes or {})}
     return workdir, train.train(make_config(source, changes), workdir)
+
+
+def loss_scaled(optimizer, initial_scale):
+    """What `compile` makes of the optimiser, with a scale of one's own."""
+    if hasattr(keras.optimizers, "LossScaleOptimizer"):  # Keras 3
+        wrapper = keras.optimizers.LossScaleOptimizer
+    else:
+        wrapper = keras.mixed_precision.LossScaleOptimizer
+    return wrapper(optimizer, initial_scale=initial_scale)
+
+
+def assert_near(found, expected, name="", share=3e-4):
+    """Every difference is at most `share` of the largest expected value.
+
+    For what is added in another order: that is 1e-7 of the scale a step, which
+    batch normalisation and the temperatures multiply, and may be any share of
+    a single value near 0. 1e-6 is of biases before batch normalisation, which
+    are noise alone.
+    """
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=share * scale + 1e-6, err_msg=name
+    )
 
 
 def random_images(count):

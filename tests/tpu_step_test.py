@@ -15,6 +15,7 @@ import graphs
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from tensorflow import keras
 from tensorflow.python.framework import kernels
 
@@ -387,13 +388,5 @@ def test_xla_computes_the_same_steps(
             xla[name], plain[name], rtol=1e-4, err_msg=name
         )
     for name, weight in plain_state.items():
-        scale = np.max(np.abs(weight))
-        np.testing.assert_allclose(
-            xla_state[name],
-            weight,
-            rtol=0,
-            # Of a bias before batch normalisation there is noise alone.
-            atol=3e-4 * scale + 1e-6,
-            err_msg=name,
-        )
+        tiny.assert_near(xla_state[name], weight, name)
     assert plain_state["pointer"] == num_steps * BATCH % QUEUE_SIZE

@@ -175,9 +175,7 @@ def test_several_steps_an_execution_change_nothing(
     run = train.train(config, tmp_path / "run")
     values = all_values(run.model)
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            values[name], value, rtol=1e-4, atol=1e-6, err_msg=name
-        )
+        tiny.assert_near(values[name], value, name)
     rows = {
         row["step"]: row
         for row in workdir_lib.read_metrics(tmp_path / "run")
