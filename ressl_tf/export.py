@@ -170,6 +170,7 @@ def load_servable(path):
         return serve(images=images)["embedding"]
 
     embed.loaded = loaded  # the signature alone would not keep it alive
+    embed.variables = serve.variables
     size = serve.structured_input_signature[1]["images"].shape[1]
     return embed, size
 

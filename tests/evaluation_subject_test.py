@@ -42,7 +42,7 @@ def test_run_export_and_keras_file_give_the_same_features(exported, source):
     for path in ("", "export/encoder", "export/encoder/1", KERAS_FILE):
         given = source if path == KERAS_FILE else None
         subject = subject_lib.open_subject(exported / path, source=given)
-        assert subject.branch == "student"
+        assert subject.encoder.branch == "student"
         assert subject.source == source
         assert subject.num_classes == tiny.NUM_CLASSES
         assert len(subject.train_set.images) == tiny.NUM_IMAGES
@@ -62,7 +62,7 @@ def test_run_export_and_keras_file_give_the_same_features(exported, source):
 def test_branches(exported):
     def features(path, branch):
         subject = subject_lib.open_subject(exported / path, branch)
-        return subject.branch, subject.extract()[2]
+        return subject.encoder.branch, subject.extract()[2]
 
     student = features("", None)
     teacher = features("", "teacher")

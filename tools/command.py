@@ -132,6 +132,23 @@ def make_strategy():
 
 def define_subject_flags():
     """The flags that say what is evaluated and on what."""
+    define_encoder_flags()
+    flags.DEFINE_string(
+        "source", None, "Labelled images; default: those of the pre-training."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "For tfds: sources; default: the pre-training's."
+    )
+    flags.DEFINE_bool(
+        "cache_features",
+        True,
+        "Keep the features in the results' folder, and take them from there "
+        "if weights and images are the same.",
+    )
+
+
+def define_encoder_flags():
+    """The flags that say which encoder is evaluated."""
     flags.DEFINE_string(
         "workdir",
         None,
@@ -144,12 +161,13 @@ def define_subject_flags():
         ["student", "teacher"],
         "Which network of a run; default: the student.",
     )
-    flags.DEFINE_string(
-        "source", None, "Labelled images; default: those of the pre-training."
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "For tfds: sources; default: the pre-training's."
-    )
+
+
+def open_encoder():
+    """The `Encoder` that `define_encoder_flags`' flags name."""
+    from ressl_tf.evaluation import subject
+
+    return subject.open_encoder(flags.FLAGS.workdir, flags.FLAGS.branch)
 
 
 def open_subject():
@@ -160,6 +178,11 @@ def open_subject():
     return subject.open_subject(
         values.workdir, values.branch, values.source, values.data_dir
     )
+
+
+def extract(subject):
+    """`Subject.extract` as `define_subject_flags`' flags say, with a bar."""
+    return subject.extract(progress=True, cache=flags.FLAGS.cache_features)
 
 
 def positive_numbers(name, texts):

@@ -20,7 +20,7 @@ def main():
     subject = command.open_subject()
     k = min(K.value, len(subject.train_set.images))
     accuracy = knn.knn_accuracy(
-        *subject.extract(progress=True),
+        *command.extract(subject),
         num_classes=subject.num_classes,
         k=k,
         temperature=TEMPERATURE.value,

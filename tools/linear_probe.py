@@ -28,7 +28,7 @@ def main():
     from ressl_tf.evaluation import linear
 
     subject = command.open_subject()
-    features = subject.extract(progress=True)
+    features = command.extract(subject)
     results = {}
     if "sgd" in SOLVERS.value:
         results["sgd"] = linear.linear_probe(

@@ -294,6 +294,7 @@ def _row(entry):
 
 
 def _line(row):
+    from ressl_tf.evaluation import results
     from ressl_tf.evaluation import sweep
 
     name = row["name"] + (f" (seed {row['seed']})" if row["seed"] else "")
@@ -303,7 +304,7 @@ def _line(row):
     numbers = ", ".join(
         f"{label} {row[key]:.2f}" for key, label in sweep.ACCURACIES.items()
     )
-    paper = sweep.paper_text(row["paper"])
+    paper = results.paper_text(row["paper"])
     minutes = f"{row['minutes']:g} min"
     return f"{'done':<11}{name}: {numbers}, paper {paper} ({minutes})"
 

@@ -8,6 +8,8 @@ fixed and a recipe might set otherwise is named, too.
 
 from typing import NamedTuple
 
+from ressl_tf.evaluation import paper
+
 DATASETS = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -38,19 +40,12 @@ CONTRASTIVE_VIEW = {
     "blur_sigma": (0.1, 2.0),
 }
 
-# Paper: its recipe's temperature, with predictor, and without and with warm-up.
-WITH_PREDICTOR = {
-    "cifar10": (0.04, 90.76, 89.98),
-    "cifar100": (0.03, 65.03, 65.33),
-    "stl10": (0.03, 88.89, 90.00),
-    "tiny_imagenet": (0.03, 46.64, 48.22),
-}
-# At which of the temperatures we do not know.
-BEST_WITHOUT_PREDICTOR = {
-    "cifar10": 90.20,
-    "cifar100": 63.79,
-    "stl10": 88.25,
-    "tiny_imagenet": 46.60,
+# The temperature of a set's recipe, where the paper's number is known.
+KNOWN_AT = {
+    "cifar10": 0.04,
+    "cifar100": 0.03,
+    "stl10": 0.03,
+    "tiny_imagenet": 0.03,
 }
 
 
@@ -178,7 +173,8 @@ def _temperature_without_predictor(temperature):
 
 
 def _with_predictor():
-    for dataset, (known_at, number, _) in WITH_PREDICTOR.items():
+    for dataset, known_at in KNOWN_AT.items():
+        number, _, _ = paper.SMALL_SETS[dataset]
         for temperature in TEMPERATURES:
             yield Run(
                 f"{dataset}_t{temperature:g}",
@@ -202,7 +198,8 @@ def _without_predictor():
 
 
 def _warmups():
-    for dataset, (temperature, off, on) in WITH_PREDICTOR.items():
+    for dataset, temperature in KNOWN_AT.items():
+        off, on, _ = paper.SMALL_SETS[dataset]
         fixed = _temperature(temperature)
         yield Run(f"{dataset}_off", dataset, "off", fixed, off)
         yield Run(
@@ -295,7 +292,8 @@ TABLES = {
             "Table 2: teacher temperature, without predictor",
             "teacher temperature",
             tuple(_without_predictor()),
-            best=BEST_WITHOUT_PREDICTOR,
+            # At which of the temperatures we do not know.
+            best={name: best for name, (*_, best) in paper.SMALL_SETS.items()},
         ),
         Table(
             "3",

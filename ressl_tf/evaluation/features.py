@@ -3,9 +3,14 @@
 Shapes use N for images, H and W for their size and C for features.
 """
 
+import hashlib
+import zipfile
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
+
+from ressl_tf import workdir as workdir_lib
 
 
 class FeatureExtractor:
@@ -106,6 +111,51 @@ def extract_features(encoder, images, *, batch_size=256, progress=False):
     return FeatureExtractor(encoder, batch_size=batch_size)(
         images, progress=progress
     )
+
+
+def cached_features(encoder, images, path=None, *, progress=False):
+    """Extracts features, or reads them from where they were kept.
+
+    Args:
+        encoder: `subject.Encoder`.
+        images: uint8 array (N, H, W, 3).
+        path: of an .npz file. It is read if it holds the features of this
+            encoder for these images, and written anew if not. Defaults to
+            `None`, for neither.
+        progress: Whether to print a progress bar. Defaults to `False`.
+
+    Returns:
+        float32 array (N, C).
+
+    Raises:
+        ValueError: As `FeatureExtractor` and its call do.
+    """
+    if path is None:
+        return extract_features(encoder, images, progress=progress)
+    images = check_images("images", images)
+    key = f"{encoder.fingerprint()} {_fingerprint(images)}"
+    kept = _read_features(path, key)
+    if kept is not None:
+        return kept
+    extracted = extract_features(encoder, images, progress=progress)
+    with workdir_lib.replaced(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=key, features=extracted)
+    return extracted
+
+
+def _read_features(path, key):
+    """The features of a file, or None if it has no others of that key."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["features"] if str(file["key"]) == key else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # none yet, or not ours
+
+
+def _fingerprint(images):
+    digest = hashlib.sha256(f"{images.dtype}{images.shape}".encode())
+    digest.update(np.ascontiguousarray(images))
+    return digest.hexdigest()
 
 
 def raw_pixels(images):

@@ -1,71 +1,148 @@
 """What is evaluated, on what, and where the result goes."""
 
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
+
+import numpy as np
 
 from ressl_tf import data
 from ressl_tf import export
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation import features
+from ressl_tf.evaluation import results
+
+
+class Encoder:
+    """A frozen encoder, opened for evaluation.
+
+    Called with float32 (B, H, W, 3) images in 0-255 it returns features
+    (B, C), in inference mode.
+
+    Attributes:
+        path: `Path` that the user named.
+        branch: "student" or "teacher".
+        image_size: H and W that it takes.
+        config: the recipe of its pre-training, a nested dict; None if the
+            file does not say (a `.keras` file).
+        folder: `Path` where results are written.
+    """
+
+    def __init__(self, path, branch, function, variables, image_size, config):
+        self.path = Path(path)
+        self.branch = branch
+        self.image_size = image_size
+        self.config = config
+        self.folder = result_folder(path)
+        self._function = function
+        self._variables = variables
+
+    def __call__(self, images):
+        return self._function(images)
+
+    def load_model(self):
+        """The encoder as a trainable `keras.Model`, as `load_encoder`."""
+        return export.load_encoder(self.path, self.branch)
+
+    def fingerprint(self):
+        """Hexadecimal digest of its weights."""
+        digest = hashlib.sha256()
+        for variable in self._variables:
+            value = np.ascontiguousarray(variable)
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(value)
+        return digest.hexdigest()
+
+    def file_name(self, name):
+        """`name`, marked with the branch if that is not the student.
+
+        The teacher's numbers go beside the student's, not over them.
+        """
+        return name if self.branch == "student" else f"{name}_{self.branch}"
+
+    def write(self, tool, result, rows=(), title=None):
+        """Writes FOLDER/TOOL.json, and with `rows` TOOL.md; see `results`.
+
+        Args:
+            tool: name of the files.
+            result: dict of numbers.
+            rows: of the table, as `results.to_markdown` takes them.
+            title: of the table.
+
+        Returns:
+            `result`, and what was evaluated.
+        """
+        result = {"path": str(self.path), "branch": self.branch, **result}
+        results.write(
+            self.folder, self.file_name(tool), result, rows, title or tool
+        )
+        return result
 
 
 class Subject(NamedTuple):
-    """An encoder with the sets that it is evaluated on.
+    """An encoder with the labelled images that it is evaluated on.
 
     Attributes:
-        path: what the user named.
-        branch: "student" or "teacher".
-        encoder: callable from float32 (B, H, W, 3) images in 0-255 to
-            features (B, C).
+        encoder: `Encoder`.
         train_set: labelled `ImageSet`.
         test_set: labelled `ImageSet`.
         source: where the images come from.
-        folder: where results are written.
     """
 
-    path: str
-    branch: str
-    encoder: Callable
+    encoder: Encoder
     train_set: Any
     test_set: Any
     source: str
-    folder: Path
 
     @property
     def num_classes(self):
         return len(self.train_set.class_names)
 
-    def extract(self, progress=False):
-        """Features and labels: train, train labels, test, test labels."""
-        extractor = features.FeatureExtractor(self.encoder)
+    def extract(self, progress=False, cache=False):
+        """Features and labels: train, train labels, test, test labels.
+
+        Args:
+            progress: whether to print a progress bar.
+            cache: whether to keep the features in FOLDER/features, and to
+                take them from there if encoder and images are the same.
+        """
+        folder = self.encoder.folder / "features" if cache else None
+        extracted = [
+            features.cached_features(
+                self.encoder,
+                image_set.images,
+                folder and folder / self.encoder.file_name(f"{split}.npz"),
+                progress=progress,
+            )
+            for split, image_set in (
+                ("train", self.train_set),
+                ("test", self.test_set),
+            )
+        ]
         return (
-            extractor(self.train_set.images, progress=progress),
+            extracted[0],
             self.train_set.labels,
-            extractor(self.test_set.images, progress=progress),
+            extracted[1],
             self.test_set.labels,
         )
 
-    def write(self, tool, result):
-        """Writes a tool's numbers to FOLDER/eval/TOOL.json; returns them.
-
-        The teacher's numbers go beside the student's, not over them.
-        """
-        suffix = "" if self.branch == "student" else f"_{self.branch}"
-        result = {
-            "path": str(self.path),
-            "branch": self.branch,
-            "source": self.source,
-            "train_images": len(self.train_set.images),
-            "test_images": len(self.test_set.images),
-            **result,
-        }
-        workdir_lib.write_json(self.folder / f"{tool}{suffix}.json", result)
-        return result
+    def write(self, tool, result, rows=(), title=None):
+        """As `Encoder.write`, with what the images were."""
+        return self.encoder.write(
+            tool,
+            {
+                "source": self.source,
+                "train_images": len(self.train_set.images),
+                "test_images": len(self.test_set.images),
+                **result,
+            },
+            rows,
+            title,
+        )
 
 
-def open_subject(path, branch=None, source=None, data_dir=None):
+def open_encoder(path, branch=None):
     """Opens a run, an export or a `.keras` file for evaluation.
 
     Args:
@@ -73,6 +150,44 @@ def open_subject(path, branch=None, source=None, data_dir=None):
             a `.keras` file.
         branch: "student" or "teacher". Defaults to the student of a run, and
             to the one branch that an export has.
+
+    Returns:
+        An `Encoder`.
+
+    Raises:
+        ValueError: if there is no encoder at `path`, or not that branch of it.
+    """
+    path = Path(path)
+    version = export.find_version(path)
+    if version is None:
+        branch = branch or "student"
+        model = export.load_encoder(path, branch)
+        config = workdir_lib.read_config(path) if path.is_dir() else None
+
+        def encode(images):
+            return model(images, training=False)
+
+        return Encoder(
+            path, branch, encode, model.weights, model.input_shape[1], config
+        )
+    card = export.read_card(version)
+    if branch not in (None, card["branch"]):
+        raise ValueError(
+            f"`branch` must be what was exported, {card['branch']!r}: "
+            f"export the other one first. Received: branch={branch!r}"
+        )
+    encode, size = export.load_servable(version)
+    return Encoder(
+        path, card["branch"], encode, encode.variables, size, card["config"]
+    )
+
+
+def open_subject(path, branch=None, source=None, data_dir=None):
+    """Opens an encoder, and the labelled images to evaluate it on.
+
+    Args:
+        path: as in `open_encoder`.
+        branch: as in `open_encoder`.
         source: labelled images, as in `data.load`. Defaults to those of the
             pre-training; a `.keras` file does not know them.
         data_dir: for tensorflow-datasets. Defaults to the pre-training's.
@@ -81,43 +196,29 @@ def open_subject(path, branch=None, source=None, data_dir=None):
         A `Subject`.
 
     Raises:
-        ValueError: if there is no encoder at `path`, it does not fit the
-            images, or the images have no labels.
+        ValueError: as `open_encoder`, or if the images have no labels.
     """
-    path = Path(path)
-    version = export.find_version(path)
-    config = None
-    if version is not None:
-        card = export.read_card(version)
-        config = card["config"]
-        if branch not in (None, card["branch"]):
-            raise ValueError(
-                f"`branch` must be what was exported, {card['branch']!r}: "
-                f"export the other one first. Received: branch={branch!r}"
-            )
-        branch = card["branch"]
-        encoder, size = export.load_servable(version)
-    else:
-        branch = branch or "student"
-        model = export.load_encoder(path, branch)
-        encoder, size = model, model.input_shape[1]
-        if path.is_dir():
-            config = workdir_lib.read_config(path)
-    if config:
-        source = source or config["data"]["source"]
-        data_dir = data_dir or config["data"]["data_dir"]
+    encoder = open_encoder(path, branch)
+    if encoder.config:
+        source = source or encoder.config["data"]["source"]
+        data_dir = data_dir or encoder.config["data"]["data_dir"]
     if not source:
         raise ValueError(
             "`source` must be given: a .keras file does not say on which "
             f"images it was trained. Received: source={source!r}"
         )
     sets = [
-        data.load(source, split=split, image_size=size, data_dir=data_dir)
+        data.load(
+            source,
+            split=split,
+            image_size=encoder.image_size,
+            data_dir=data_dir,
+        )
         for split in ("train", "test")
     ]
     for image_set in sets:
         data.require_labels(image_set, source)
-    return Subject(path, branch, encoder, *sets, source, result_folder(path))
+    return Subject(encoder, *sets, source)
 
 
 def result_folder(path):

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation import collapse
+from ressl_tf.evaluation.results import markdown_table
+from ressl_tf.evaluation.results import paper_text
 from ressl_tf.evaluation.visualize import plot_sweep
 
 ACCURACIES = {
@@ -218,7 +220,7 @@ def to_markdown(sweep):
             # The name says less than the words.
             cells[:3] = [f"{row['name']}: {row['value']}", row["dataset"]]
         lines.append(cells)
-    parts.append(_table(header, lines))
+    parts.append(markdown_table(header, lines))
     if sweep.best:
         parts.append(_best(sweep, rows))
     pairs = _pairs(sweep, rows)
@@ -235,13 +237,6 @@ def to_markdown(sweep):
             + "\n"
         )
     return "\n".join(parts)
-
-
-def paper_text(number):
-    """The paper's number in words: 90.76, chance or, not known, -."""
-    if number is None:
-        return "-"
-    return number if isinstance(number, str) else f"{number:.2f}"
 
 
 def _read_json(path):
@@ -273,14 +268,6 @@ def _explanation(sweep):
     if len({run["seed"] for run in sweep.runs}) > 1:
         text += " Mean and, in brackets, range over the seeds."
     return text + "\n"
-
-
-def _table(header, lines):
-    lines = [header, ["---"] * len(header), *lines]
-    return "".join(
-        "| " + " | ".join(str(cell) for cell in cells) + " |\n"
-        for cells in lines
-    )
 
 
 def _cell(number):
@@ -319,7 +306,7 @@ def _best(sweep, rows):
             cells[1:3] = [_cell(top["lbfgs"]), top["value"]]
         lines.append(cells)
     header = ["data set", "best linear (lbfgs)", f"at {sweep.varies}"]
-    return _table([*header, "the paper's best"], lines)
+    return markdown_table([*header, "the paper's best"], lines)
 
 
 def _pairs(sweep, rows):
@@ -344,7 +331,7 @@ def _pairs(sweep, rows):
         )
     if not lines:
         return ""
-    return _table(
+    return markdown_table(
         [
             "pair",
             "runs",
