@@ -17,6 +17,7 @@ from tensorflow import keras
 from ressl_tf import cluster
 from ressl_tf import data
 from ressl_tf import distribute
+from ressl_tf import environment
 from ressl_tf import monitor
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
@@ -125,6 +126,8 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
         logger.info("resuming from step %d", done)
     _check_workers_agree(strategy, config, done)
     workdir_lib.truncate_metrics(own, done)
+    if done < durations.total:
+        environment.record(own, done, replicas=strategy.num_replicas_in_sync)
 
     with _stop_signals() as stop_requested:
         stop_agreed = _agree(

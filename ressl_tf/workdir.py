@@ -1,14 +1,17 @@
 """The folder of a run: what lies where, written and read in one place.
 
 config.json      the resolved recipe
+environment.json machine and versions, of each start
 metrics.jsonl    one object per logging step
 checkpoints/     `tf.train.Checkpoint`s; the last ones are kept
 tensorboard/     the same scalars as metrics.jsonl
 export/NAME/1/   SavedModel
 eval/            results of the evaluation tools, pictures
+report.html      a page of all of this
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -66,6 +69,23 @@ def check(workdir, config):
                 )
             )
     return config
+
+
+def folder_of_plan(folder, plan):
+    """A folder for what is computed by a plan, and for nothing else.
+
+    Args:
+        folder: path of the folders of all plans.
+        plan: what JSON can hold: all that the result depends on.
+
+    Returns:
+        The path of its folder, made if it is missing, with plan.json in it.
+    """
+    text = json.dumps(plan, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = Path(folder) / name
+    write_json(path / "plan.json", plan)
+    return path
 
 
 def claim(workdir, config):

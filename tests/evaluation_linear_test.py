@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
+from ressl_tf.evaluation.linear import SoftmaxHeads
+from ressl_tf.evaluation.linear import choose_learning_rate
 from ressl_tf.evaluation.linear import epoch_order
 from ressl_tf.evaluation.linear import initial_weights
 from ressl_tf.evaluation.linear import linear_probe
+from ressl_tf.evaluation.linear import linear_probes
 from ressl_tf.evaluation.linear import logistic_regression
 
 
@@ -161,15 +164,78 @@ def test_order_and_initial_weights():
     np.testing.assert_array_equal(bias, np.zeros(100))
 
 
-def test_probe_is_traced_once():
-    from ressl_tf.evaluation import linear
+def test_probe_is_traced_once(monkeypatch):
+    traced = []
+    step = SoftmaxHeads.step
 
+    def counted(self, *arguments):
+        traced.append(arguments)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SoftmaxHeads, "step", counted)
     data = make_blobs(30, 10, 3, spread=0.7)
-    linear_probe(*data, num_classes=3, epochs=1)
-    traces = linear._train_epoch.experimental_get_tracing_count()
-    data = make_blobs(40, 10, 4, spread=0.7, dim=5)
-    linear_probe(*data, num_classes=4, epochs=3, learning_rate=0.1)
-    assert linear._train_epoch.experimental_get_tracing_count() == traces
+    linear_probe(*data, num_classes=3, epochs=4, batch_size=8)
+    assert len(traced) == 1
+
+
+@pytest.mark.core
+def test_several_learning_rates_are_what_each_is_alone():
+    data = make_blobs(50, 30, 6, spread=0.7)
+    options = {"num_classes": 6, "epochs": 4, "milestones": (2,), "seed": 3}
+    rates = (0.05, 1.0, 3e38, 0.3)
+    results = linear_probes(*data, learning_rates=rates, **options)
+    assert results[2] is None  # diverged, and took no other with it
+    for rate, result in zip(rates, results, strict=True):
+        if result is None:
+            continue
+        alone = linear_probe(*data, learning_rate=rate, **options)
+        for name in ("accuracy", "top5_accuracy", "train_accuracy"):
+            assert result[name] == alone[name]
+        for a, b in zip(result["weights"], alone["weights"], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert (
+        np.abs(results[0]["weights"][0] - results[1]["weights"][0]).max() > 0.1
+    )
+
+
+def test_the_learning_rate_is_chosen_without_the_test_images():
+    train_features, train_labels, *_ = make_blobs(200, 1, 4, spread=0.5)
+    chosen = choose_learning_rate(
+        train_features,
+        train_labels,
+        num_classes=4,
+        learning_rates=(1e-7, 0.3, 1e36),
+        epochs=20,
+    )
+    assert chosen == 0.3
+    with pytest.raises(ValueError, match="too few images.*Received: 9 images"):
+        choose_learning_rate(
+            train_features[:9],
+            train_labels[:9],
+            num_classes=4,
+            learning_rates=(1.0,),
+        )
+
+
+def test_nesterov_by_hand():
+    """torch.optim.SGD(nesterov=True), two steps of one logit pair."""
+    features = np.array([[1.0], [2.0]], np.float32)
+    labels = np.array([0, 1])
+    heads = SoftmaxHeads(1, 2, (0.5,), momentum=0.9, nesterov=True, seed=1)
+    kernel, bias = (w.astype(np.float64) for w in initial_weights(1, 2, 1))
+    velocity = [0.0, 0.0]
+    for factor in (1.0, 0.5):
+        error = slow_softmax(features @ kernel + bias) - np.eye(2)[labels]
+        gradients = [features.T @ error / 2, error.mean(axis=0)]
+        velocity = [
+            0.9 * v + g for v, g in zip(velocity, gradients, strict=True)
+        ]
+        kernel -= 0.5 * factor * (0.9 * velocity[0] + gradients[0])
+        bias -= 0.5 * factor * (0.9 * velocity[1] + gradients[1])
+        heads.step(features, labels, factor)
+    ((found_kernel, found_bias),) = heads.weights()
+    np.testing.assert_allclose(found_kernel, kernel, atol=1e-6)
+    np.testing.assert_allclose(found_bias, bias, atol=1e-6)
 
 
 def test_divergence_names_the_cause():

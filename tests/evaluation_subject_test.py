@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from ressl_tf import export
+from ressl_tf.evaluation import features
 from ressl_tf.evaluation import subject as subject_lib
 
 KERAS_FILE = "export/encoder/1/assets.extra/encoder.keras"
@@ -132,6 +134,89 @@ def test_another_source(exported, tmp_path):
         assert subject.source == source and subject.num_classes == 3
         # Brought to the size that the encoder takes.
         assert subject.train_set.images.shape == (9, 16, 16, 3)
+
+
+@pytest.mark.core
+def test_features_are_kept_until_something_changes(
+    exported, source, tmp_path, monkeypatch
+):
+    shutil.copytree(exported, tmp_path / "run")
+    calls = []
+    extract = features.FeatureExtractor.extract
+
+    def counted(self, *arguments, **options):
+        calls.append(arguments)
+        return extract(self, *arguments, **options)
+
+    monkeypatch.setattr(features.FeatureExtractor, "extract", counted)
+
+    def extracted(branch=None, source=None, cache=True):
+        subject = subject_lib.open_subject(tmp_path / "run", branch, source)
+        before = len(calls)
+        return subject.extract(cache=cache), len(calls) - before
+
+    student, count = extracted()
+    assert count == 2
+    for cache, expected in ((True, 0), (False, 2)):
+        again, count = extracted(cache=cache)
+        assert count == expected
+        for a, b in zip(student, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # The teacher's are others, and lie beside the student's.
+    teacher, count = extracted("teacher")
+    assert count == 2 and np.abs(teacher[0] - student[0]).max() > 1e-3
+    assert extracted()[1] == 0
+    names = sorted(p.name for p in (tmp_path / "run/eval/features").iterdir())
+    assert names == [
+        "test.npz",
+        "test_teacher.npz",
+        "train.npz",
+        "train_teacher.npz",
+    ]
+    # Other images, as many of the same size.
+    with np.load(source.removeprefix("npz:")) as file:
+        arrays = dict(file)
+    arrays["x_test"] = 255 - arrays["x_test"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    other, count = extracted(source=f"npz:{tmp_path}/other.npz")
+    assert count == 1
+    np.testing.assert_array_equal(other[0], student[0])
+    assert np.abs(other[2] - student[2]).max() > 1e-3
+    # A broken file is written anew.
+    (tmp_path / "run/eval/features/train.npz").write_bytes(b"PK")
+    again, count = extracted()
+    assert count == 2
+    np.testing.assert_array_equal(again[0], student[0])
+
+
+def test_streamed_images_give_the_same_features(exported, source, tmp_path):
+    with np.load(source.removeprefix("npz:")) as file:
+        arrays = dict(file)
+    for split in ("train", "test"):
+        for number, (image, label) in enumerate(
+            zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)
+        ):
+            path = tmp_path / split / str(label) / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    folder = f"folder:{tmp_path}"
+    held = subject_lib.open_subject(exported, source=folder)
+    streamed = subject_lib.open_subject(exported, source=folder, stream=True)
+    expected = held.extract()
+    for _ in range(2):
+        for a, b in zip(expected, streamed.extract(cache=True), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert streamed.num_classes == held.num_classes == tiny.NUM_CLASSES
+    reader, held_reader = streamed.train_reader(), held.train_reader()
+    assert reader.num_images == held_reader.num_images == tiny.NUM_IMAGES
+    np.testing.assert_array_equal(reader.labels, held_reader.labels)
+    with pytest.raises(ValueError, match="`shorter_side` must go with"):
+        subject_lib.open_subject(exported, source=folder, shorter_side=20)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.fromarray(arrays["x_train"][0]).save(flat / "0.png")
+    with pytest.raises(ValueError, match="must be labelled"):
+        subject_lib.open_subject(exported, source=f"folder:{flat}", stream=True)
 
 
 def test_errors(exported, tmp_path):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ressl_tf"
 ORDER = (
     "version",
+    "environment",
     "losses",
     "accumulation",
     "schedules",

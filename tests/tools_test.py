@@ -165,8 +165,10 @@ def test_evaluation_and_export(whole, tmp_path):
         "linear_probe",
         f"--workdir={whole}",
         "--branch=teacher",
+        "--solvers=sgd,lbfgs,augmented",
         "--epochs=3",
-        "--learning_rate=0.1",
+        "--batch_size=16",
+        "--learning_rate=0.1,0.01",
     )
     assert code == 0, lines
     result = json.loads(
@@ -175,9 +177,17 @@ def test_evaluation_and_export(whole, tmp_path):
     assert result["branch"] == "teacher"
     for solver in ("sgd", "lbfgs"):
         numbers = result[solver]
-        assert set(numbers) == {"accuracy", "train_accuracy", "train_loss"}
+        assert {"accuracy", "train_accuracy", "train_loss"} <= set(numbers)
         expected = f"({solver}): {100 * numbers['accuracy']:.2f} % (train "
         assert expected in stdout
+    for rate in (0.1, 0.01):
+        numbers = result[f"augmented, {rate:g}"]
+        assert set(numbers) == {"learning_rate", "accuracy", "train_loss"}
+    table = (whole / "eval" / "linear_probe_teacher.md").read_text()
+    assert (
+        f"| linear, lbfgs | {100 * result['lbfgs']['accuracy']:.2f} | - |"
+        in (table)
+    )
 
     code, stdout, lines = call("export", f"--workdir={whole}", "--name=net")
     path = whole / "export" / "net" / "1"
@@ -262,8 +272,8 @@ def test_mistakes_are_one_line(source, whole, tmp_path):
     assert_mistake(call("export", nowhere), "`workdir` must be the folder")
     assert_mistake(
         call("linear_probe", nowhere, "--solvers=sgd,svm"),
-        "`solvers` must be sgd, lbfgs",
-        "Received: solvers=sgd,svm",
+        "`--solvers` must be of sgd, lbfgs, augmented",
+        "Received: --solvers=sgd,svm",
     )
     assert_mistake(
         call(

@@ -124,6 +124,7 @@ def test_a_whole_run(whole):
     assert sorted(path.name for path in workdir.iterdir()) == [
         "checkpoints",
         "config.json",
+        "environment.json",
         "metrics.jsonl",
         "tensorboard",
     ]

@@ -140,6 +140,19 @@ def define_subject_flags():
         "data_dir", None, "For tfds: sources; default: the pre-training's."
     )
     flags.DEFINE_bool(
+        "stream",
+        False,
+        "Read images while they are needed, for sets that memory does not "
+        "hold.",
+    )
+    flags.DEFINE_integer(
+        "shorter_side",
+        None,
+        "With --stream: resize images to this before their centre is cut out, "
+        "as 256 for encoders of 224; default: the encoder's size.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
         "cache_features",
         True,
         "Keep the features in the results' folder, and take them from there "
@@ -176,7 +189,12 @@ def open_subject():
 
     values = flags.FLAGS
     return subject.open_subject(
-        values.workdir, values.branch, values.source, values.data_dir
+        values.workdir,
+        values.branch,
+        values.source,
+        values.data_dir,
+        stream=values.stream,
+        shorter_side=values.shorter_side,
     )
 
 

@@ -1,57 +1,166 @@
-"""Linear classification accuracy on frozen features: the small-set protocol.
+"""Linear classification accuracy on frozen features.
 
     python -m tools.linear_probe --workdir=DIR
 
-`sgd` is the paper's: 100 epochs, learning rate 10, a tenth of it from epoch
-60 and 80. `lbfgs` is multinomial logistic regression on standardised
-features, which has no learning rate to choose.
+`sgd` is the paper's protocol for small sets: 100 epochs, learning rate 10, a
+tenth of it from epoch 60 and 80, on features that are extracted once. `lbfgs`
+is multinomial logistic regression on standardised features, which has no
+learning rate to choose. `augmented` is the paper's protocol for ImageNet: 90
+epochs on the features of random crops, learning rate 0.1 for a batch of 256, a
+cosine to 0.
+
+Several learning rates are trained in one pass. Of `sgd` the best on a tenth of
+the training images is then trained on all of them, and is the one reported.
 """
 
 from absl import flags
 
 from tools import command
 
+SOLVER_NAMES = ("sgd", "lbfgs", "augmented")
+
 command.define_subject_flags()
-SOLVERS = flags.DEFINE_list("solvers", "sgd,lbfgs", "Any of sgd, lbfgs.")
-EPOCHS = flags.DEFINE_integer("epochs", 100, "Of sgd.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 10.0, "Of sgd.")
-SEED = flags.DEFINE_integer("seed", 0, "Of sgd: first weights and order.")
+SOLVERS = flags.DEFINE_list(
+    "solvers", "sgd,lbfgs", f"Any of {', '.join(SOLVER_NAMES)}."
+)
+EPOCHS = flags.DEFINE_integer(
+    "epochs",
+    None,
+    "Of sgd (default: 100) and augmented (default: 90).",
+    lower_bound=1,
+)
+LEARNING_RATES = flags.DEFINE_list(
+    "learning_rate",
+    None,
+    "Of sgd (default: 10) and augmented (default: 0.1, for a batch of 256); "
+    "several with commas.",
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images.", lower_bound=1)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "First weights, order and crops.", lower_bound=0
+)
 
 
 def main():
-    unknown = set(SOLVERS.value) - {"sgd", "lbfgs"}
+    unknown = set(SOLVERS.value) - set(SOLVER_NAMES)
     if unknown or not SOLVERS.value:
         raise ValueError(
-            "`solvers` must be sgd, lbfgs or both, separated by a comma. "
-            f"Received: solvers={','.join(SOLVERS.value)}"
+            f"`--solvers` must be of {', '.join(SOLVER_NAMES)}, separated by "
+            f"commas. Received: --solvers={','.join(SOLVERS.value)}"
         )
+    rates = LEARNING_RATES.value
+    if rates is not None:
+        rates = command.numbers("learning_rate", rates, len(rates))
     from ressl_tf.evaluation import linear
+    from ressl_tf.evaluation import paper
+    from ressl_tf.evaluation import results as results_lib
 
     subject = command.open_subject()
     features = command.extract(subject)
     results = {}
     if "sgd" in SOLVERS.value:
-        results["sgd"] = linear.linear_probe(
-            *features,
-            num_classes=subject.num_classes,
-            epochs=EPOCHS.value,
-            milestones=(EPOCHS.value * 6 // 10, EPOCHS.value * 8 // 10),
-            learning_rate=LEARNING_RATE.value,
-            seed=SEED.value,
-            progress=True,
-        )
+        results["sgd"] = _sgd(subject, features, rates or [10.0])
     if "lbfgs" in SOLVERS.value:
         results["lbfgs"] = linear.logistic_regression(
             *features, num_classes=subject.num_classes
         )
+    if "augmented" in SOLVERS.value:
+        results.update(_augmented(subject, features, rates or [0.1]))
     for result in results.values():
         del result["weights"]  # arrays; the numbers are what is kept
-    subject.write("linear_probe", results)
-    for solver, result in results.items():
-        print(
-            f"linear accuracy ({solver}): {100 * result['accuracy']:.2f} % "
-            f"(train {100 * result['train_accuracy']:.2f} %)"
+    reference = paper.linear_reference(subject.encoder.config)
+    if subject.source != _pre_training_source(subject):
+        reference = paper.Reference(None, "")
+    rows = [
+        results_lib.Row(
+            f"linear, {solver}", 100 * result["accuracy"], reference.accuracy
         )
+        for solver, result in results.items()
+    ]
+    subject.write("linear_probe", results, rows, "Linear probe")
+    for solver, result in results.items():
+        train = result.get("train_accuracy")
+        print(
+            f"linear accuracy ({solver}): {100 * result['accuracy']:.2f} %"
+            + ("" if train is None else f" (train {100 * train:.2f} %)")
+        )
+
+
+def _pre_training_source(subject):
+    config = subject.encoder.config
+    return config and config["data"]["source"]
+
+
+def _sgd(subject, features, rates):
+    from ressl_tf.evaluation import linear
+
+    epochs = EPOCHS.value or 100
+    options = {
+        "num_classes": subject.num_classes,
+        "epochs": epochs,
+        "milestones": (epochs * 6 // 10, epochs * 8 // 10),
+        "batch_size": BATCH_SIZE.value,
+        "seed": SEED.value,
+        "progress": True,
+    }
+    (rate,) = (
+        rates
+        if len(rates) == 1
+        else [
+            linear.choose_learning_rate(
+                *features[:2], learning_rates=rates, **options
+            )
+        ]
+    )
+    result = linear.linear_probe(*features, learning_rate=rate, **options)
+    return {"learning_rate": rate, **result}
+
+
+def _augmented(subject, features, rates):
+    """{name: result}, one for each learning rate that did not diverge."""
+    from ressl_tf import augment
+    from ressl_tf import workdir
+    from ressl_tf.evaluation import linear
+
+    encoder = subject.encoder
+    # The encoder normalises by itself: crops of 0 to 255.
+    view = augment.make_view(
+        encoder.image_size,
+        mean=(0.0,) * 3,
+        std=(1 / 255,) * 3,
+        **linear.AUGMENTED_VIEW,
+    )
+    options = {
+        "learning_rates": rates,
+        "epochs": EPOCHS.value or 90,
+        "batch_size": BATCH_SIZE.value,
+        "seed": SEED.value,
+    }
+    # Another encoder, other images or settings begin anew, elsewhere.
+    folder = encoder.folder / "linear_probe"
+    plan = {
+        "encoder": encoder.fingerprint(),
+        "source": subject.source,
+        **options,
+    }
+    folder = workdir.folder_of_plan(folder, plan)
+    found = linear.augmented_linear_probe(
+        encoder,
+        subject.train_reader(),
+        *features[2:],
+        view=view,
+        workdir=folder,
+        progress=True,
+        **options,
+    )
+    return {
+        "augmented" if len(rates) == 1 else f"augmented, {rate:g}": {
+            "learning_rate": rate,
+            **result,
+        }
+        for rate, result in zip(rates, found, strict=True)
+        if result is not None
+    }
 
 
 if __name__ == "__main__":

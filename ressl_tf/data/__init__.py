@@ -4,11 +4,16 @@
 decodes in the graph. `readers` (and `shard_reader`, of TFRecord files) say
 which images a step holds, in the `order` of a seed. `pipeline` makes batches
 of views, `service` has other machines make them, and `shards` writes what is
-streamed.
+streamed. `labelled` makes batches with labels, for probes.
 """
 
 from ressl_tf.data.decoding import BadImages
 from ressl_tf.data.image_files import default_max_bad
+from ressl_tf.data.labelled import balanced_rows
+from ressl_tf.data.labelled import check_labelled
+from ressl_tf.data.labelled import listed_rows
+from ressl_tf.data.labelled import make_labelled_dataset
+from ressl_tf.data.labelled import make_ordered_dataset
 from ressl_tf.data.order import steps_per_epoch
 from ressl_tf.data.pipeline import distribute_train_dataset
 from ressl_tf.data.pipeline import make_train_dataset
@@ -28,9 +33,14 @@ __all__ = [
     "ImageSet",
     "MemoryReader",
     "ShardReader",
+    "balanced_rows",
+    "check_labelled",
     "default_max_bad",
     "distribute_train_dataset",
+    "listed_rows",
     "load",
+    "make_labelled_dataset",
+    "make_ordered_dataset",
     "make_train_dataset",
     "open_reader",
     "require_labels",

@@ -1,5 +1,8 @@
 """Orders of images: functions of a seed, an epoch and a step."""
 
+import hashlib
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,10 +17,12 @@ class Reader:
 
     Args:
         num_images: N.
+        class_names: the name of each label; () for images without labels.
     """
 
-    def __init__(self, num_images):
+    def __init__(self, num_images, class_names=()):
         self.num_images = num_images
+        self.class_names = tuple(class_names)
 
     def steps_per_epoch(self, batch_size):
         """As the function `steps_per_epoch`."""
@@ -37,6 +42,19 @@ def steps_per_epoch(num_images, batch_size):
             "smaller batch or more images."
         )
     return num_images // batch_size
+
+
+def files_fingerprint(paths):
+    """Hexadecimal digest of paths, sizes and times of change of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path))
+        try:
+            stat = os.stat(path)
+        except OSError:  # no longer there, or in a bucket
+            continue
+        digest.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def stream_key(seed, stream):

@@ -186,7 +186,7 @@ def make_train_dataset(
         dataset = service_lib.fetch(steps, make_batches, service, start_step)
     if reader.encoded:
         # Here, whoever made the batch: this process counts them.
-        dataset = dataset.map(lambda batch: _replace_bad(batch, bad_images))
+        dataset = dataset.map(lambda batch: replace_bad(batch, bad_images))
     _check_shapes(dataset.element_spec, own)
     if replicas_per_worker > 1:
         dataset = dataset.map(lambda batch: _split(batch, replicas_per_worker))
@@ -345,11 +345,19 @@ def _decode_all(encoded, shape):
     )
 
 
-def _replace_bad(batch, bad_images):
-    """Counts the bad images and puts the next readable one's views there.
+def replace_bad(batch, bad_images):
+    """Counts the bad images and puts the next readable one there.
 
     Of the whole batch, not of a piece: which one that is does not depend on
     how the batch was made.
+
+    Args:
+        batch: dict of nested [b, ...] tensors, with "names" and "readable" of
+            `Views.make`.
+        bad_images: `BadImages`.
+
+    Returns:
+        The dict without these two.
     """
     batch = dict(batch)
     names, readable = batch.pop("names"), batch.pop("readable")

@@ -12,6 +12,7 @@ memory does not hold, as they are stored: `FileReader` from image files,
 `open_reader` makes any of the three.
 """
 
+import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from ressl_tf.data.order import ORDER_STREAM
 from ressl_tf.data.order import Reader
 from ressl_tf.data.order import check_integer
 from ressl_tf.data.order import epochs
+from ressl_tf.data.order import files_fingerprint
 from ressl_tf.data.order import fold_in
 from ressl_tf.data.order import permutation
 from ressl_tf.data.order import stream_key
@@ -78,11 +80,12 @@ def open_reader(
             data_dir=data_dir,
             max_bad=max_bad,
         )
-        return MemoryReader(image_set.images)
+        return MemoryReader(*image_set)
     kind, argument = sources.parse_source(source, split, image_size)
     if kind == "folder":
-        paths, _, _ = sources.folder_files(argument, split)
-        return FileReader(paths, cache_bytes=cache_bytes)
+        return FileReader(
+            *sources.folder_files(argument, split), cache_bytes=cache_bytes
+        )
     if kind != "tfds":
         raise ValueError(
             "`source` must be 'folder:PATH' or 'tfds:NAME' to be streamed: "
@@ -94,6 +97,7 @@ def open_reader(
         [Shard(*file) for file in found.files],
         set_name=argument,
         name_key=found.name_key,
+        class_names=found.class_names,
         image_shape=found.image_shape,
         lanes=lanes,
     )
@@ -102,9 +106,51 @@ def open_reader(
 class _PermutedReader(Reader):
     """The order of what can be read in any: each epoch has a permutation.
 
-    Attributes:
+    Args:
         num_images: N.
+        labels: int64 [N], or None.
+        class_names: the name of each label.
     """
+
+    def __init__(self, num_images, labels=None, class_names=()):
+        super().__init__(num_images, class_names)
+        self.labels = labels
+        self._rows = None  # all
+        with tf.device("/CPU:0"):
+            self._labels = None if labels is None else tf.constant(labels)
+
+    def subset(self, rows):
+        """A reader of some of these images alone.
+
+        Args:
+            rows: positions of images, integers.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not len(rows):
+            raise ValueError("`rows` must hold at least one. Received: none")
+        part = copy.copy(self)
+        part.num_images = len(rows)
+        part._rows = self._positions()[np.asarray(rows)]
+        if self.labels is not None:
+            part.labels = self.labels[np.asarray(rows)]
+        return part
+
+    def load_labels(self, rows):
+        """int32 [b] positions -> int64 [b] labels."""
+        return tf.gather(self._labels, rows)
+
+    def in_order(self, batch_size):
+        """What batches of every image once read: int32 [b] positions."""
+        rows = tf.data.Dataset.from_tensor_slices(self._positions())
+        return rows.batch(batch_size)
+
+    def _positions(self):
+        """int32 [n] of the images that are read."""
+        if self._rows is None:
+            return np.arange(self.num_images, dtype=np.int32)
+        return self._rows
 
     def steps(self, batch_size, *, seed, start_step=0, worker=0, num_workers=1):
         """What each step reads, without end.
@@ -128,6 +174,8 @@ class _PermutedReader(Reader):
         def steps_of_epoch(epoch):
             order = permutation(fold_in(order_key, epoch), self.num_images)
             order = order[: num_steps * batch_size]
+            if self._rows is not None:
+                order = tf.gather(self._rows, order)
             batches = tf.reshape(order, [num_steps, batch_size])
             rows = batches[:, worker * own : (worker + 1) * own]
             steps = epoch * num_steps + tf.range(num_steps, dtype=tf.int64)
@@ -144,6 +192,8 @@ class MemoryReader(_PermutedReader):
 
     Args:
         images: uint8 [N, H, W, 3]; one copy is kept in host memory.
+        labels: int64 [N], or None.
+        class_names: the name of each label.
 
     Attributes:
         num_images: N.
@@ -156,7 +206,7 @@ class MemoryReader(_PermutedReader):
 
     encoded = False
 
-    def __init__(self, images):
+    def __init__(self, images, labels=None, class_names=()):
         images = np.asarray(images)
         if (
             images.dtype != np.uint8
@@ -167,7 +217,7 @@ class MemoryReader(_PermutedReader):
                 "`images` must be uint8 [N, H, W, 3]. Received: images of "
                 f"{images.dtype} {images.shape}"
             )
-        super().__init__(len(images))
+        super().__init__(len(images), labels, class_names)
         self.num_bytes = images.nbytes
         self.image_shape = images.shape[1:]
         # An eager tensor, so that the graph of `load` captures it rather than
@@ -188,6 +238,8 @@ class FileReader(_PermutedReader):
 
     Args:
         paths: of the files.
+        labels: integers [N], or None.
+        class_names: the name of each label.
         cache_bytes: where the files together have no more bytes than this,
             they are read once, when the reader is opened, and kept in memory
             as they are, encoded (twice for a moment). None: a quarter of the
@@ -195,6 +247,7 @@ class FileReader(_PermutedReader):
 
     Attributes:
         num_images: N.
+        paths: of all files, bytes.
         num_bytes: of what the graph of `load` holds: the paths, and the files
             if they are kept in memory.
         image_shape: None: sizes differ, or might.
@@ -206,12 +259,15 @@ class FileReader(_PermutedReader):
     encoded = True
     image_shape = None
 
-    def __init__(self, paths, *, cache_bytes=None):
+    def __init__(self, paths, labels=None, class_names=(), *, cache_bytes=None):
         if cache_bytes is None:
             cache_bytes = _free_memory() // 4
         check_integer("cache_bytes", cache_bytes, 0)
         paths = [os.fsencode(path) for path in paths]
-        super().__init__(len(paths))
+        self.paths = paths
+        if labels is not None:
+            labels = np.asarray(labels, np.int64)
+        super().__init__(len(paths), labels, class_names)
         self.num_bytes = sum(map(len, paths))
         files = _read_files(paths, cache_bytes) if cache_bytes else None
         with tf.device("/CPU:0"):
@@ -219,6 +275,10 @@ class FileReader(_PermutedReader):
             self._files = None if files is None else tf.constant(files)
         if files is not None:
             self.num_bytes += sum(map(len, files))
+
+    def fingerprint(self):
+        """Hexadecimal digest of which files these are, and of what size."""
+        return files_fingerprint([self.paths[row] for row in self._positions()])
 
     def load(self, rows):
         """int32 [b] positions -> the files, string [b], and their paths.

@@ -9,6 +9,7 @@ from ressl_tf.data.order import ORDER_STREAM
 from ressl_tf.data.order import Reader
 from ressl_tf.data.order import check_integer
 from ressl_tf.data.order import epochs
+from ressl_tf.data.order import files_fingerprint
 from ressl_tf.data.order import fold_in
 from ressl_tf.data.order import permutation
 from ressl_tf.data.order import stream_key
@@ -55,6 +56,8 @@ class ShardReader(Reader):
         name_key: the feature of a record that names its image, if there is
             one; else an image is called by its record's 64-bit fingerprint
             (`tf.fingerprint`).
+        class_names: the name of each value of the records' feature "label";
+            () if they have none.
         image_shape: (H, W, 3) if all images have it.
         lanes: L, divides the batch size; a multiple of the number of workers.
         window: records permuted together. Up to three windows per lane are in
@@ -77,6 +80,7 @@ class ShardReader(Reader):
         *,
         set_name,
         name_key=None,
+        class_names=(),
         image_shape=None,
         lanes=DEFAULT_LANES,
         window=1024,
@@ -96,7 +100,9 @@ class ShardReader(Reader):
                 f"({missing[0]}, ...). Prepare the set again, or copy what is "
                 "missing"
             )
-        super().__init__(sum(shard.num_records for shard in self.shards))
+        super().__init__(
+            sum(shard.num_records for shard in self.shards), class_names
+        )
         self.num_bytes = 0
         self.lanes = lanes
         self.window = window
@@ -171,6 +177,23 @@ class ShardReader(Reader):
         numbers = _hexadecimal(tf.fingerprint(records))
         name = tf.strings.join(["record ", numbers, f" of {self._set_name}"])
         return example["image"], name
+
+    def load_labels(self, records):
+        """String [b] records -> int64 [b] labels."""
+        spec = {"label": tf.io.FixedLenFeature([], tf.int64)}
+        return tf.io.parse_example(records, spec)["label"]
+
+    def fingerprint(self):
+        """Hexadecimal digest of which records these are."""
+        files = files_fingerprint([shard.path for shard in self.shards])
+        return f"{files} {[shard[1:] for shard in self.shards]}"
+
+    def in_order(self, batch_size):
+        """What batches of every image once read: string [b] records."""
+        shards = tf.data.Dataset.from_tensor_slices(
+            (self._paths, self._skips, self._lengths)
+        )
+        return shards.flat_map(_read).batch(batch_size)
 
     def _windows(self, epoch_key, lane, first, num_records):
         """Permuted windows of a lane in one epoch, from number `first` on."""

@@ -280,11 +280,13 @@ class TfdsShards(NamedTuple):
         files: (path, records to skip, records to take) of every file.
         image_shape: (H, W, 3) if all images have it, else None.
         name_key: the feature that names an image's file, or None.
+        class_names: the name of each label; () without a feature "label".
     """
 
     files: list
     image_shape: tuple | None
     name_key: str | None
+    class_names: tuple
 
 
 def tfds_shards(source, split="train", data_dir=None):
@@ -321,6 +323,7 @@ def tfds_shards(source, split="train", data_dir=None):
         [(file.filename, file.skip, file.take) for file in files],
         None if None in size else (*size, 3),
         named[0] if named else None,
+        tuple(getattr(features.get("label"), "names", None) or ()),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import data
 from ressl_tf import workdir as workdir_lib
 
 
@@ -67,19 +68,35 @@ class FeatureExtractor:
                 shape (B, C).
         """
         images = check_images("images", images)
-        encode = self._function(images.shape[1:])
-        total = len(images)
-        bar = keras.utils.Progbar(total) if progress else None
-        features = None
-        for start in range(0, total, self.batch_size):
-            stop = min(start + self.batch_size, total)
-            batch = encode(tf.convert_to_tensor(images[start:stop])).numpy()
+        batches = (
+            images[start : start + self.batch_size]
+            for start in range(0, len(images), self.batch_size)
+        )
+        return self.extract(batches, len(images), progress=progress)
+
+    def extract(self, batches, num_images, *, progress=False):
+        """Extracts the features of images that come in batches.
+
+        Args:
+            batches: iterable of uint8 (b, H, W, 3).
+            num_images: how many there are together, at most.
+            progress: Whether to print a progress bar. Defaults to `False`.
+
+        Returns:
+            float32 array (N, C), one row for each image that came.
+        """
+        bar = keras.utils.Progbar(num_images) if progress else None
+        features, stop = None, 0
+        for images in batches:
+            encode = self._function(tuple(images.shape[1:]))
+            batch = encode(tf.convert_to_tensor(images)).numpy()
             if features is None:
-                features = np.empty((total, batch.shape[1]), np.float32)
+                features = np.empty((num_images, batch.shape[1]), np.float32)
+            start, stop = stop, stop + len(batch)
             features[start:stop] = batch
             if bar is not None:
                 bar.update(stop)
-        return features
+        return features[:stop]
 
     def _function(self, image_shape):
         if image_shape not in self._functions:
@@ -133,23 +150,78 @@ def cached_features(encoder, images, path=None, *, progress=False):
     if path is None:
         return extract_features(encoder, images, progress=progress)
     images = check_images("images", images)
+
+    def extract():
+        extracted = extract_features(encoder, images, progress=progress)
+        return {"features": extracted}
+
     key = f"{encoder.fingerprint()} {_fingerprint(images)}"
-    kept = _read_features(path, key)
-    if kept is not None:
-        return kept
-    extracted = extract_features(encoder, images, progress=progress)
-    with workdir_lib.replaced(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, key=key, features=extracted)
-    return extracted
+    return cached_arrays(path, key, extract)["features"]
 
 
-def _read_features(path, key):
-    """The features of a file, or None if it has no others of that key."""
+def cached_streamed_features(
+    encoder, reader, path=None, *, shorter_side=None, progress=False
+):
+    """As `cached_features`, of images that memory does not hold.
+
+    Args:
+        encoder: `subject.Encoder`.
+        reader: Labelled reader, as `data.open_reader` returns it.
+        path: as in `cached_features`.
+        shorter_side: as in `data.make_ordered_dataset`.
+        progress: Whether to print a progress bar. Defaults to `False`.
+
+    Returns:
+        float32 array (N, C), and their labels, int64 (N,); without the images
+        that could not be read.
+    """
+
+    def extract():
+        labels = []
+
+        def batches():
+            for images, own in data.make_ordered_dataset(
+                reader,
+                image_size=encoder.image_size,
+                shorter_side=shorter_side,
+            ):
+                labels.append(own.numpy())
+                yield images
+
+        extracted = FeatureExtractor(encoder).extract(
+            batches(), reader.num_images, progress=progress
+        )
+        return {"features": extracted, "labels": np.concatenate(labels)}
+
+    if path is None:
+        arrays = extract()
+    else:
+        key = f"{encoder.fingerprint()} {reader.fingerprint()} {shorter_side}"
+        arrays = cached_arrays(path, key, extract)
+    return arrays["features"], arrays["labels"]
+
+
+def cached_arrays(path, key, compute):
+    """The arrays of an .npz file, computed if it has no others of that key.
+
+    Args:
+        path: of the file.
+        key: String that says what they are.
+        compute: Function that returns a dictionary of arrays.
+
+    Returns:
+        A dictionary of arrays.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["features"] if str(file["key"]) == key else None
+            if str(file["key"]) == key:
+                return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # none yet, or not ours
+        pass  # none yet, or not ours
+    arrays = compute()
+    with workdir_lib.replaced(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=key, **arrays)
+    return arrays
 
 
 def _fingerprint(images):

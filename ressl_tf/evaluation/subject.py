@@ -85,15 +85,18 @@ class Subject(NamedTuple):
 
     Attributes:
         encoder: `Encoder`.
-        train_set: labelled `ImageSet`.
-        test_set: labelled `ImageSet`.
+        train_set: labelled `ImageSet`; or a labelled reader, where images are
+            streamed.
+        test_set: the same.
         source: where the images come from.
+        shorter_side: of streamed images, before their centre is cut out.
     """
 
     encoder: Encoder
     train_set: Any
     test_set: Any
     source: str
+    shorter_side: int | None = None
 
     @property
     def num_classes(self):
@@ -107,25 +110,37 @@ class Subject(NamedTuple):
             cache: whether to keep the features in FOLDER/features, and to
                 take them from there if encoder and images are the same.
         """
-        folder = self.encoder.folder / "features" if cache else None
-        extracted = [
-            features.cached_features(
-                self.encoder,
-                image_set.images,
-                folder and folder / self.encoder.file_name(f"{split}.npz"),
-                progress=progress,
-            )
-            for split, image_set in (
-                ("train", self.train_set),
-                ("test", self.test_set),
-            )
-        ]
+        arguments = {"progress": progress, "cache": cache}
         return (
-            extracted[0],
-            self.train_set.labels,
-            extracted[1],
-            self.test_set.labels,
+            *self.extract_split("train", **arguments),
+            *self.extract_split("test", **arguments),
         )
+
+    def extract_split(self, split, progress=False, cache=False):
+        """Features and labels of "train" or "test"; see `extract`."""
+        image_set = {"train": self.train_set, "test": self.test_set}[split]
+        path = None
+        if cache:
+            name = self.encoder.file_name(split)
+            path = self.encoder.folder / "features" / f"{name}.npz"
+        if isinstance(image_set, data.ImageSet):
+            extracted = features.cached_features(
+                self.encoder, image_set.images, path, progress=progress
+            )
+            return extracted, image_set.labels
+        return features.cached_streamed_features(
+            self.encoder,
+            image_set,
+            path,
+            shorter_side=self.shorter_side,
+            progress=progress,
+        )
+
+    def train_reader(self):
+        """A labelled reader of the training images."""
+        if isinstance(self.train_set, data.ImageSet):
+            return data.MemoryReader(*self.train_set)
+        return self.train_set
 
     def write(self, tool, result, rows=(), title=None):
         """As `Encoder.write`, with what the images were."""
@@ -133,8 +148,8 @@ class Subject(NamedTuple):
             tool,
             {
                 "source": self.source,
-                "train_images": len(self.train_set.images),
-                "test_images": len(self.test_set.images),
+                "train_images": _num_images(self.train_set),
+                "test_images": _num_images(self.test_set),
                 **result,
             },
             rows,
@@ -182,7 +197,15 @@ def open_encoder(path, branch=None):
     )
 
 
-def open_subject(path, branch=None, source=None, data_dir=None):
+def open_subject(
+    path,
+    branch=None,
+    source=None,
+    data_dir=None,
+    *,
+    stream=False,
+    shorter_side=None,
+):
     """Opens an encoder, and the labelled images to evaluate it on.
 
     Args:
@@ -191,6 +214,9 @@ def open_subject(path, branch=None, source=None, data_dir=None):
         source: labelled images, as in `data.load`. Defaults to those of the
             pre-training; a `.keras` file does not know them.
         data_dir: for tensorflow-datasets. Defaults to the pre-training's.
+        stream: read images while they are needed, for sets that memory does
+            not hold.
+        shorter_side: of streamed images; as in `data.make_ordered_dataset`.
 
     Returns:
         A `Subject`.
@@ -207,18 +233,29 @@ def open_subject(path, branch=None, source=None, data_dir=None):
             "`source` must be given: a .keras file does not say on which "
             f"images it was trained. Received: source={source!r}"
         )
-    sets = [
-        data.load(
-            source,
-            split=split,
-            image_size=encoder.image_size,
-            data_dir=data_dir,
+    if shorter_side is not None and not stream:
+        raise ValueError(
+            "`shorter_side` must go with `stream`: images in memory have the "
+            f"encoder's size. Received: shorter_side={shorter_side}"
         )
-        for split in ("train", "test")
-    ]
-    for image_set in sets:
-        data.require_labels(image_set, source)
-    return Subject(encoder, *sets, source)
+    sets = []
+    for split in ("train", "test"):
+        arguments = {"image_size": encoder.image_size, "data_dir": data_dir}
+        if stream:
+            sets.append(
+                data.open_reader(source, split, stream=True, **arguments)
+            )
+            data.check_labelled(sets[-1])
+        else:
+            sets.append(data.load(source, split, **arguments))
+            data.require_labels(sets[-1], source)
+    return Subject(encoder, *sets, source, shorter_side)
+
+
+def _num_images(image_set):
+    if isinstance(image_set, data.ImageSet):
+        return len(image_set.images)
+    return image_set.num_images
 
 
 def result_folder(path):

@@ -1,6 +1,9 @@
-"""The curves of a training."""
+"""The curves of a training, or of several."""
 
+import itertools
 import math
+import textwrap
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,9 +13,21 @@ from ressl_tf.evaluation.visualize.figures import TEXT_COLOR
 from ressl_tf.evaluation.visualize.figures import write_png
 
 _LINE_COLORS = ("#1f4e9c", "#d9772b", "#3f8f5b")
+_RUN_COLORS = (
+    *_LINE_COLORS,
+    "#8a2f5b",
+    "#17a2b8",
+    "#8c6d31",
+    "#7f6fc7",
+    "#c23b3b",
+)
+# Of the runs that have no colour of their own any more.
+_RUN_STYLES = ("-", "--", ":", "-.")
+
+KNN_TITLE = "k-NN accuracy"
 
 # Schedules: exact values, which a running mean would only blur.
-_SCHEDULES = ("Learning rate", "Teacher momentum", "Weight of relation (alpha)")
+_SCHEDULES = ("learning_rate", "teacher_momentum", "alpha")
 
 # One panel per tuple: title, keys of metrics.jsonl with their legend.
 _PANELS = (
@@ -24,7 +39,7 @@ _PANELS = (
         "Entropy of the similarities (nats)",
         (("target_entropy", "teacher"), ("student_entropy", "student")),
     ),
-    ("k-NN accuracy", (("knn_accuracy", "k-NN"),)),
+    (KNN_TITLE, (("knn_accuracy", "k-NN"),)),
     ("Deviation of the embeddings", (("embedding_std", "embeddings"),)),
     ("Student and teacher agree", (("agreement", "agreement"),)),
     ("Learning rate", (("learning_rate", "learning rate"),)),
@@ -32,6 +47,37 @@ _PANELS = (
     ("Weight of relation (alpha)", (("alpha", "alpha"),)),
     ("Images per second", (("images_per_second", "images/s"),)),
 )
+
+
+class _Line(NamedTuple):
+    label: str
+    color: str
+    style: str  # of matplotlib
+    x: np.ndarray  # sorted
+    y: np.ndarray
+    smooth: bool  # whether a long one has its running mean on top
+    band: bool = False  # broad and pale: as a line it would hide others
+
+
+class Panel(NamedTuple):
+    """What one small picture shows.
+
+    Attributes:
+        title: what the curves are of.
+        x_label: "step", "epoch" or "row".
+        lines: the curves.
+    """
+
+    title: str
+    x_label: str
+    lines: list
+
+    def summary(self):
+        """The first and last values in words, for who cannot see them."""
+        return f"{self.title}: " + "; ".join(
+            f"{line.label} from {line.y[0]:.4g} to {line.y[-1]:.4g}"
+            for line in self.lines
+        )
 
 
 def plot_curves(path, metrics_rows, *, title=None):
@@ -55,34 +101,134 @@ def plot_curves(path, metrics_rows, *, title=None):
     Raises:
         ValueError: If no row has any of the known keys.
     """
-    from matplotlib.figure import Figure
+    _write_panels(path, make_panels(metrics_rows), title)
+    return path
 
-    metrics_rows = list(metrics_rows)
-    x_key = "row"
-    for key in ("step", "epoch"):
-        if any(row.get(key) is not None for row in metrics_rows):
-            x_key = key
-            break
+
+def compare_curves(path, runs, *, title=None):
+    """Draws the curves of several trainings over each other.
+
+    One panel for each quantity, with one curve for each run that has it, over
+    epochs: runs of other batches compare by what they have seen.
+
+    Args:
+        path: Where to write the PNG; missing folders are made.
+        runs: {name of a run: rows as in `plot_curves`}.
+        title: Text above the picture. Defaults to `None`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: If no row of any run has any of the known keys.
+    """
+    runs = {name: list(rows) for name, rows in runs.items()}
+    every_row = list(itertools.chain.from_iterable(runs.values()))
+    x_key = _x_key(every_row, ("epoch", "step"))
     panels = []
     for panel_title, keys in _PANELS:
+        for key, key_name in keys:
+            lines = []
+            for number, (name, rows) in enumerate(runs.items()):
+                turn, place = divmod(number, len(_RUN_COLORS))
+                line = _Line(
+                    name,
+                    _RUN_COLORS[place],
+                    _RUN_STYLES[turn % len(_RUN_STYLES)],
+                    *_curve(rows, x_key, key),
+                    smooth=key not in _SCHEDULES,
+                )
+                if len(line.x):
+                    lines.append(line)
+            own_title = panel_title
+            if len(keys) > 1:
+                own_title = f"{panel_title}: {key_name}"
+            if lines:
+                panels.append(Panel(own_title, x_key, lines))
+    _check_panels(panels, every_row)
+    _write_panels(path, panels, title, shared_legend=True)
+    return path
+
+
+def make_panels(metrics_rows):
+    """The curves of one training, by panel.
+
+    Args:
+        metrics_rows: as in `plot_curves`.
+
+    Returns:
+        List of `Panel`s.
+
+    Raises:
+        ValueError: If no row has any of the known keys.
+    """
+    metrics_rows = list(metrics_rows)
+    x_key = _x_key(metrics_rows, ("step", "epoch"))
+    panels = []
+    for title, keys in _PANELS:
         lines = [
-            (name, color, *_curve(metrics_rows, x_key, key))
+            _Line(
+                name,
+                color,
+                "-",
+                *_curve(metrics_rows, x_key, key),
+                smooth=key not in _SCHEDULES,
+            )
             for (key, name), color in zip(keys, _LINE_COLORS, strict=False)
         ]
-        lines = [line for line in lines if len(line[2])]
+        lines = [line for line in lines if len(line.x)]
+        if title == "Loss" and len(lines) > 1:
+            # The total equals the relation loss once alpha is 1.
+            lines[0] = lines[0]._replace(band=True)
         if lines:
-            panels.append((panel_title, lines))
-    if not panels:
-        raise ValueError(
-            "`metrics_rows` should hold at least one row with a known key, "
-            "such as `loss`; pass the rows of a metrics.jsonl. Received: "
-            f"{len(metrics_rows)} rows with the keys "
-            f"{sorted({key for row in metrics_rows for key in row})}"
-        )
+            panels.append(Panel(title, x_key, lines))
+    _check_panels(panels, metrics_rows)
+    return panels
+
+
+def panel_figure(panel, *, width=4.6, height=3.0):
+    """Returns a matplotlib Figure, in inches, of one `Panel`."""
+    figure = _make_figure(width, height)
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
+    axes = figure.add_subplot()
+    _draw_panel(axes, panel)
+    axes.set_xlabel(panel.x_label, fontsize=10, color=FAINT_COLOR)
+    return figure
+
+
+def _write_panels(path, panels, title, shared_legend=False):
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
+    names = {}  # {label: color and style}
+    for line in itertools.chain.from_iterable(p.lines for p in panels):
+        names.setdefault(line.label, line)
+    legend_rows = math.ceil(len(names) / 5) if shared_legend else 0
+    figure = _make_figure(
+        14.0, 3.0 * rows + 0.3 * legend_rows + (0.6 if title else 0.1)
+    )
+    if title is not None:
+        figure.suptitle(title, fontsize=15, fontweight="bold", color=TEXT_COLOR)
+    last = max(line.x[-1] for panel in panels for line in panel.lines)
+    first = min(line.x[0] for panel in panels for line in panel.lines)
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        _draw_panel(axes, panel, with_legend=not shared_legend)
+        if last > first:
+            # The same range everywhere, so that panels compare by eye.
+            margin = 0.02 * (last - first)
+            axes.set_xlim(first - margin, last + margin)
+        if number >= len(panels) - columns:
+            axes.set_xlabel(panel.x_label, fontsize=10, color=FAINT_COLOR)
+    if shared_legend:
+        _write_legend(figure, names)
+    write_png(figure, path)
+
+
+def _make_figure(width, height):
+    from matplotlib.figure import Figure
+
     figure = Figure(
-        figsize=(14.0, 3.0 * rows + (0.6 if title else 0.1)),
+        figsize=(width, height),
         dpi=DPI,
         layout="constrained",
         facecolor="white",
@@ -90,21 +236,42 @@ def plot_curves(path, metrics_rows, *, title=None):
     figure.get_layout_engine().set(
         w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04
     )
-    if title is not None:
-        figure.suptitle(title, fontsize=15, fontweight="bold", color=TEXT_COLOR)
-    last = max(line[2][-1] for _, lines in panels for line in lines)
-    first = min(line[2][0] for _, lines in panels for line in lines)
-    for number, (panel_title, lines) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        _draw_panel(axes, panel_title, lines)
-        if last > first:
-            # The same range everywhere, so that panels compare by eye.
-            margin = 0.02 * (last - first)
-            axes.set_xlim(first - margin, last + margin)
-        if number >= len(panels) - columns:
-            axes.set_xlabel(x_key, fontsize=10, color=FAINT_COLOR)
-    write_png(figure, path)
-    return path
+    return figure
+
+
+def _write_legend(figure, names):
+    from matplotlib.lines import Line2D
+
+    figure.legend(
+        [
+            Line2D([], [], color=x.color, linestyle=x.style, linewidth=2.5)
+            for x in names.values()
+        ],
+        [textwrap.shorten(name, 36, placeholder=" ...") for name in names],
+        loc="outside lower center",
+        ncols=min(5, len(names)),
+        frameon=False,
+        fontsize=11,
+        labelcolor=TEXT_COLOR,
+    )
+
+
+def _x_key(metrics_rows, keys):
+    """The first of `keys` that any row has, or "row"."""
+    for key in keys:
+        if any(row.get(key) is not None for row in metrics_rows):
+            return key
+    return "row"
+
+
+def _check_panels(panels, metrics_rows):
+    if not panels:
+        raise ValueError(
+            "`metrics_rows` should hold at least one row with a known key, "
+            "such as `loss`; pass the rows of a metrics.jsonl. Received: "
+            f"{len(metrics_rows)} rows with the keys "
+            f"{sorted({key for row in metrics_rows for key in row})}"
+        )
 
 
 def _curve(metrics_rows, x_key, key):
@@ -131,32 +298,32 @@ def _running_mean(values, half_width):
     return mean
 
 
-def _draw_panel(axes, title, lines):
+def _draw_panel(axes, panel, with_legend=True):
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(
-        title,
+        panel.title,
         fontsize=11,
         fontweight="bold",
         color=TEXT_COLOR,
         loc="left",
     )
-    for number, (name, color, x_values, values) in enumerate(lines):
-        is_long = len(x_values) >= 200 and title not in _SCHEDULES
-        # The total loss is a broad band below the others: as a line it would
-        # hide the relation loss, which it equals once alpha is 1.
-        is_band = title == "Loss" and number == 0 and len(lines) > 1
+    for line in panel.lines:
+        is_long = len(line.x) >= 200 and line.smooth
         if is_long:
-            axes.plot(x_values, values, color=color, linewidth=0.6, alpha=0.3)
+            axes.plot(
+                line.x, line.y, color=line.color, linewidth=0.6, alpha=0.3
+            )
         axes.plot(
-            x_values,
-            _running_mean(values, len(values) // 50) if is_long else values,
-            color=color,
-            linewidth=4.5 if is_band else 1.6,
-            alpha=0.4 if is_band else 1.0,
-            marker="o" if len(x_values) <= 30 else None,
+            line.x,
+            _running_mean(line.y, len(line.y) // 50) if is_long else line.y,
+            color=line.color,
+            linestyle=line.style,
+            linewidth=4.5 if line.band else 1.6,
+            alpha=0.4 if line.band else 1.0,
+            marker="o" if len(line.x) <= 30 else None,
             markersize=3.5,
-            label=name,
+            label=line.label,
         )
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -169,5 +336,5 @@ def _draw_panel(axes, title, lines):
     axes.ticklabel_format(axis="both", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    if len(lines) > 1:
+    if with_legend and len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=TEXT_COLOR)

@@ -6,6 +6,7 @@ no window is opened, and a training may call this from any thread.
 
 import io
 import os
+import re
 
 import tensorflow as tf
 
@@ -50,3 +51,33 @@ def write_png(figure, path):
     # tf.io.gfile: a working directory may lie in a cloud bucket.
     with tf.io.gfile.GFile(os.fspath(path), "wb") as file:
         file.write(picture.getvalue())
+
+
+def to_svg(figure, name):
+    """A matplotlib Figure as an <svg> element, to stand in an HTML page.
+
+    Text stays text, in whatever of matplotlib's fonts the reader has.
+
+    Args:
+        figure: matplotlib Figure.
+        name: letters that no other picture of the page has: ids begin so.
+
+    Returns:
+        Text.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    picture = io.StringIO()
+    # The salt makes the same figure the same text.
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "ressl_tf"}
+    ):
+        FigureCanvasSVG(figure).print_svg(
+            picture,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
+    text = picture.getvalue()
+    return re.sub(
+        r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :]
+    )

@@ -1,7 +1,5 @@
 """Queries beside their nearest neighbours."""
 
-import textwrap
-
 import numpy as np
 
 from ressl_tf.evaluation.features import check_features
@@ -9,13 +7,8 @@ from ressl_tf.evaluation.features import check_images
 from ressl_tf.evaluation.features import check_labels
 from ressl_tf.evaluation.features import check_positive_integer
 from ressl_tf.evaluation.knn import nearest_neighbours
-from ressl_tf.evaluation.visualize.figures import FAINT_COLOR
-from ressl_tf.evaluation.visualize.figures import make_figure
 from ressl_tf.evaluation.visualize.figures import write_png
-from ressl_tf.evaluation.visualize.figures import write_text
-
-RIGHT_COLOR = "#2e9e4f"
-WRONG_COLOR = "#d62728"
+from ressl_tf.evaluation.visualize.neighbour_grid import Grid
 
 
 def plot_neighbours(
@@ -64,12 +57,74 @@ def plot_neighbours(
     Raises:
         ValueError: If an argument has the wrong shape, type or range.
     """
+    return compare_neighbours(
+        path,
+        query_images,
+        query_labels,
+        bank_images,
+        bank_labels,
+        {"": (query_features, bank_features)},
+        class_names=class_names,
+        num_queries=num_queries,
+        num_neighbours=num_neighbours,
+        seed=seed,
+        title=title,
+    )
+
+
+def compare_neighbours(
+    path,
+    query_images,
+    query_labels,
+    bank_images,
+    bank_labels,
+    features,
+    *,
+    class_names=(),
+    num_queries=10,
+    num_neighbours=8,
+    seed=0,
+    title=None,
+):
+    """Draws the neighbours of the same queries for several encoders.
+
+    Each query has one row of neighbours for each encoder, below each other,
+    with its name and how many have the class of the query; the rest is as in
+    `plot_neighbours`.
+
+    Args:
+        path: As in `plot_neighbours`, as all that is not named here.
+        query_images: As above.
+        query_labels: As above.
+        bank_images: As above.
+        bank_labels: As above.
+        features: {name of an encoder: ((Q, C), (N, C))}, its features of
+            queries and bank; each encoder may have another C. The name of a
+            single one is not drawn.
+        class_names: As above.
+        num_queries: As above.
+        num_neighbours: As above.
+        seed: As above.
+        title: As above.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: If there is no encoder, or an argument has the wrong shape,
+            type or range.
+    """
+    if not features:
+        raise ValueError(
+            "`features` should have those of at least one encoder. "
+            "Received: features={}"
+        )
     query_images = check_images("query_images", query_images)
     bank_images = check_images("bank_images", bank_images)
-    query_features = check_features("query_features", query_features)
-    bank_features = check_features("bank_features", bank_features)
-    _check_same_length("query", query_images, query_features)
-    _check_same_length("bank", bank_images, bank_features)
+    features = {
+        name: _check_pair(name, pair, query_images, bank_images)
+        for name, pair in features.items()
+    }
     num_labels = len(class_names) or np.iinfo(np.int64).max
     if query_labels is not None:
         query_labels = check_labels(
@@ -80,13 +135,15 @@ def plot_neighbours(
             "bank_labels", bank_labels, len(bank_images), num_labels
         )
     chosen = choose_queries(query_labels, len(query_images), num_queries, seed)
-    indices, similarities = nearest_neighbours(
-        query_features[chosen], bank_features, num_neighbours
-    )
+    found = {
+        name: nearest_neighbours(queries[chosen], bank, num_neighbours)
+        for name, (queries, bank) in features.items()
+    }
     with_frames = query_labels is not None and bank_labels is not None
-    grid = _Grid(
+    grid = Grid(
         num_queries,
         num_neighbours,
+        len(found),
         with_labels=query_labels is not None,
         with_title=title is not None,
         with_frames=with_frames,
@@ -94,21 +151,32 @@ def plot_neighbours(
     if title is not None:
         grid.write_title(title)
     grid.write_header()
-    for row, query in enumerate(chosen):
-        grid.draw_image(row, 0, query_images[query])
+    num_right = dict.fromkeys(found, 0)
+    for place, query in enumerate(chosen):
+        grid.draw_query(place, query_images[query])
         if query_labels is not None:
             label = query_labels[query]
             name = class_names[label] if len(class_names) else f"class {label}"
-            grid.write_class(row, str(name))
-        for rank, index in enumerate(indices[row]):
-            is_right = None
+            grid.write_class(place, str(name))
+        for turn, (name, (indices, similarities)) in enumerate(found.items()):
+            row = place * len(found) + turn
+            is_right = [None] * num_neighbours
             if with_frames:
-                is_right = bank_labels[index] == query_labels[query]
-            grid.draw_image(row, rank + 1, bank_images[index], is_right)
-            grid.write_similarity(row, rank + 1, similarities[row, rank])
+                is_right = bank_labels[indices[place]] == query_labels[query]
+                num_right[name] += int(is_right.sum())
+            if len(found) > 1:
+                count = int(is_right.sum()) if with_frames else None
+                grid.write_encoder(row, name, count)
+            for rank, index in enumerate(indices[place]):
+                grid.draw_neighbour(
+                    row,
+                    rank,
+                    bank_images[index],
+                    similarities[place, rank],
+                    is_right[rank],
+                )
     if with_frames:
-        same = bank_labels[indices] == query_labels[chosen][:, None]
-        grid.write_footer(int(same.sum()), same.size)
+        grid.write_footer(num_right, num_queries * num_neighbours)
     write_png(grid.figure, path)
     return path
 
@@ -152,118 +220,19 @@ def choose_queries(labels, num_images, num_queries, seed):
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
-class _Grid:
-    """The canvas of `plot_neighbours`, measured in pixels from the top left."""
-
-    def __init__(
-        self, num_rows, num_neighbours, *, with_labels, with_title, with_frames
+def _check_pair(name, pair, query_images, bank_images):
+    """Features of queries and of the bank, checked; an encoder's `name`."""
+    of_encoder = f" of {name}" if name else ""
+    checked = []
+    for kind, images, features in zip(
+        ("query", "bank"), (query_images, bank_images), pair, strict=True
     ):
-        self.left = 140 if with_labels else 24
-        self.query_gap = 44
-        self.gap = 12
-        self.row_gap = 30
-        budget = 1480 - self.left - self.query_gap - 24
-        cell = budget / (num_neighbours + 1) - self.gap
-        # Multiples of 32 enlarge the usual image sizes evenly.
-        self.cell = int(np.clip(cell, 48, 192))
-        if self.cell >= 64:
-            self.cell -= self.cell % 32
-        self.header = 66 + (44 if with_title else 0)
-        self.footer = 50 if with_frames else 16
-        self.width = self._x(num_neighbours) + self.cell + 24
-        self.height = (
-            self.header
-            + num_rows * (self.cell + self.row_gap)
-            - self.row_gap
-            + self.footer
-        )
-        self.figure = make_figure(self.width, self.height)
-
-    def write_title(self, title):
-        self._write(
-            self.width / 2, 32, title, fontsize=16, fontweight="bold", wrap=True
-        )
-
-    def write_header(self):
-        y = self.header - 36
-        self._write(self._x(0) + self.cell / 2, y, "query", fontsize=12)
-        self._write(self._x(1), y, "nearest neighbours", ha="left", fontsize=12)
-
-    def write_class(self, row, name):
-        text = textwrap.fill(
-            name.replace("_", " "), 14, max_lines=4, placeholder=" ..."
-        )
-        self._write(
-            self.left - 14,
-            self._y(row) + self.cell / 2,
-            text,
-            ha="right",
-            fontsize=11,
-        )
-
-    def write_similarity(self, row, column, similarity):
-        self._write(
-            self._x(column) + self.cell / 2,
-            self._y(row) - 9,
-            f"{similarity:.2f}",
-            fontsize=9,
-            color=FAINT_COLOR,
-        )
-
-    def write_footer(self, num_right, num_all):
-        y = self.height - 20
-        x = self._x(1)
-        for text, color in (
-            ("same class", RIGHT_COLOR),
-            ("other class", WRONG_COLOR),
-        ):
-            self._write(
-                x, y, text, ha="left", fontsize=11, color=color, weight="bold"
+        features = check_features(f"{kind}_features{of_encoder}", features)
+        if len(images) != len(features):
+            raise ValueError(
+                f"`{kind}_images` and `{kind}_features`{of_encoder} should "
+                f"have one row per image. Received: {len(images)} images and "
+                f"{len(features)} rows of features"
             )
-            x += 120
-        self._write(
-            self.width - 24,
-            y,
-            f"{num_right} of {num_all} have the class of their query",
-            ha="right",
-            fontsize=11,
-        )
-
-    def draw_image(self, row, column, image, is_right=None):
-        enlarged = max(image.shape[:2]) <= self.cell
-        axes = self.figure.add_axes(
-            (
-                self._x(column) / self.width,
-                1.0 - (self._y(row) + self.cell) / self.height,
-                self.cell / self.width,
-                self.cell / self.height,
-            )
-        )
-        axes.imshow(
-            image, interpolation="nearest" if enlarged else "antialiased"
-        )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(is_right is not None)
-            spine.set_color(RIGHT_COLOR if is_right else WRONG_COLOR)
-            spine.set_linewidth(1.44 if is_right else 3.6)
-
-    def _x(self, column):
-        x = self.left + column * (self.cell + self.gap)
-        return x + (self.query_gap - self.gap if column else 0)
-
-    def _y(self, row):
-        return self.header + row * (self.cell + self.row_gap)
-
-    def _write(self, x, y, text, **style):
-        write_text(self.figure, x, y, text, **style)
-
-
-def _check_same_length(kind, images, features):
-    if len(images) != len(features):
-        raise ValueError(
-            f"`{kind}_images` and `{kind}_features` should have one row per "
-            f"image. Received: {len(images)} images and {len(features)} rows "
-            "of features"
-        )
+        checked.append(features)
+    return tuple(checked)
