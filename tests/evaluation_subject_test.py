@@ -207,7 +207,7 @@ def test_streamed_images_give_the_same_features(exported, source, tmp_path):
         for a, b in zip(expected, streamed.extract(cache=True), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
     assert streamed.num_classes == held.num_classes == tiny.NUM_CLASSES
-    reader, held_reader = streamed.train_reader(), held.train_reader()
+    reader, held_reader = streamed.reader("train"), held.reader("train")
     assert reader.num_images == held_reader.num_images == tiny.NUM_IMAGES
     np.testing.assert_array_equal(reader.labels, held_reader.labels)
     with pytest.raises(ValueError, match="`shorter_side` must go with"):

@@ -189,6 +189,24 @@ def test_evaluation_and_export(whole, tmp_path):
         in (table)
     )
 
+    code, stdout, lines = call(
+        "finetune",
+        f"--workdir={whole}",
+        "--fraction=0.5",
+        "--epochs=2",
+        "--backbone_learning_rate=0.01",
+    )
+    assert code == 0, lines
+    result = json.loads((whole / "eval" / "finetune_10pct.json").read_text())
+    assert result["labelled_images"] == result["batch_size"] == 32
+    assert (result["epochs"], result["head_learning_rate"]) == (2, 0.2)
+    assert result["backbone_learning_rate"] == 0.01
+    percent = 100 * result["accuracy"]
+    what = "fine-tuned on 32 images, 10pct"
+    assert f"accuracy, {what}: {percent:.2f} %" in stdout
+    table = (whole / "eval" / "finetune_10pct.md").read_text()
+    assert f"| {what} | {percent:.2f} | - |" in table
+
     code, stdout, lines = call("export", f"--workdir={whole}", "--name=net")
     path = whole / "export" / "net" / "1"
     assert (code, stdout, lines) == (0, f"{path}\n", [])
@@ -271,6 +289,19 @@ def test_mistakes_are_one_line(source, whole, tmp_path):
     assert_mistake(call("knn", nowhere), "`path` must be", f"{tmp_path}/nowh")
     assert_mistake(call("export", nowhere), "`workdir` must be the folder")
     assert_mistake(
+        call("finetune", nowhere, "--file_list=names.txt", "--fraction=0.1"),
+        "`--fraction` must not be given with --file_list",
+        "Received: --fraction=0.1",
+    )
+    assert_mistake(
+        call("finetune", f"--workdir={whole}", "--fraction=1.5"),
+        "`fraction` must be above 0 and at most 1",
+    )
+    assert_mistake(
+        call("finetune", f"--workdir={whole}", "--file_list=names.txt"),
+        "`source` must be 'folder:PATH'",
+    )
+    assert_mistake(
         call("linear_probe", nowhere, "--solvers=sgd,svm"),
         "`--solvers` must be of sgd, lbfgs, augmented",
         "Received: --solvers=sgd,svm",
@@ -338,6 +369,7 @@ def test_mistakes_in_flags_are_one_line(flags, parts):
             ["workdir", "branch", "source", "data_dir", "k", "temperature"],
         ),
         ("linear_probe", ["workdir", "branch", "source", "solvers", "epochs"]),
+        ("finetune", ["workdir", "fraction", "file_list", "protocol"]),
     ],
 )
 def test_help(tool, flags):

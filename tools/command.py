@@ -183,8 +183,12 @@ def open_encoder():
     return subject.open_encoder(flags.FLAGS.workdir, flags.FLAGS.branch)
 
 
-def open_subject():
-    """The `Subject` that `define_subject_flags`' flags name."""
+def open_subject(stream=False):
+    """The `Subject` that `define_subject_flags`' flags name.
+
+    Args:
+        stream: as --stream, whether or not it is given.
+    """
     from ressl_tf.evaluation import subject
 
     values = flags.FLAGS
@@ -193,7 +197,7 @@ def open_subject():
         values.branch,
         values.source,
         values.data_dir,
-        stream=values.stream,
+        stream=values.stream or stream,
         shorter_side=values.shorter_side,
     )
 

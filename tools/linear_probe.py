@@ -146,7 +146,7 @@ def _augmented(subject, features, rates):
     folder = workdir.folder_of_plan(folder, plan)
     found = linear.augmented_linear_probe(
         encoder,
-        subject.train_reader(),
+        subject.reader("train"),
         *features[2:],
         view=view,
         workdir=folder,

@@ -136,11 +136,12 @@ class Subject(NamedTuple):
             progress=progress,
         )
 
-    def train_reader(self):
-        """A labelled reader of the training images."""
-        if isinstance(self.train_set, data.ImageSet):
-            return data.MemoryReader(*self.train_set)
-        return self.train_set
+    def reader(self, split):
+        """A labelled reader of the images of "train" or "test"."""
+        image_set = {"train": self.train_set, "test": self.test_set}[split]
+        if isinstance(image_set, data.ImageSet):
+            return data.MemoryReader(*image_set)
+        return image_set
 
     def write(self, tool, result, rows=(), title=None):
         """As `Encoder.write`, with what the images were."""
