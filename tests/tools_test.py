@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_sets
 import tensorflow as tf
 import tiny
 
@@ -19,6 +21,10 @@ from ressl_tf import workdir as workdir_lib
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = "--config=configs/photos.py:quick"
 EPOCHS = 30
+VOC_OTHERS = (
+    "aeroplane bicycle bird boat bottle bus car chair cow diningtable horse "
+    "motorbike pottedplant sheep sofa train tvmonitor"
+).split()
 TOTAL = EPOCHS * tiny.STEPS_PER_EPOCH
 
 
@@ -284,6 +290,81 @@ def assert_mistake(result, *parts):
         assert part in lines[0]
 
 
+def test_transfer(whole, tmp_path):
+    def image(split, number):
+        noise = np.random.default_rng(number).integers(0, 90, (20, 18, 3))
+        noise[..., number % 3] += 150
+        return noise.astype(np.uint8)
+
+    small_sets.write(
+        "dtd",
+        tmp_path,
+        {"train": 30, "validation": 15, "test": 21},
+        image,
+        lambda split, number: number % 3,
+    )
+    flags = (f"--workdir={whole}", f"--data_dir={tmp_path}", "--grid=3")
+    line = "WARNING: fgvc_aircraft: `--datasets` must be without a set that"
+    for _ in range(2):
+        code, stdout, lines = call(
+            "transfer", *flags, "--datasets=dtd,fgvc_aircraft"
+        )
+        assert code == 1 and lines[0].startswith(line)
+        assert lines[-1] == "error: Not measured: fgvc_aircraft"
+        result = json.loads((whole / "eval" / "transfer.json").read_text())
+        (name, found), *others = result["data_sets"].items()
+        assert (name, others) == ("dtd", [])
+        counts = [found[f"{key}_images"] for key in ("train", "validation")]
+        assert (*counts, found["test_images"]) == (30, 15, 21)
+        assert f"dtd: {100 * found['accuracy']:.2f} % (top1)" in stdout
+        assert found["accuracy"] > 1 / 3
+        # The second call has nothing left to read.
+        shutil.rmtree(tmp_path / "dtd", ignore_errors=True)
+    table = (whole / "eval" / "transfer.md").read_text()
+    assert f"| dtd, top1 | {100 * found['accuracy']:.2f} | - |" in table
+
+
+def test_low_shot(whole, tmp_path):
+    names = ("cat", "dog", "person")
+
+    def image(split, number):
+        noise = np.random.default_rng(number).integers(0, 90, (20, 24, 3))
+        noise[..., number % 3] += 150
+        return noise.astype(np.uint8)
+
+    small_sets.write_voc2007(
+        tmp_path,
+        {"train": 60, "validation": 20, "test": 60},
+        image,
+        # Every class is there; those that nothing shows at random.
+        lambda split, number: [
+            (names[number % 3], False),
+            (VOC_OTHERS[number // 3 % 17], False),
+        ],
+    )
+    flags = (f"--workdir={whole}", f"--data_dir={tmp_path}", "--draws=2")
+    printed = []
+    for _ in range(2):
+        code, stdout, lines = call("low_shot", *flags, "--shots=2,all")
+        assert (code, lines) == (0, []), lines
+        printed.append([x for x in stdout.splitlines() if "mAP" in x])
+        # The second call has nothing left to read.
+        shutil.rmtree(tmp_path / "voc", ignore_errors=True)
+    assert printed[0] == printed[1] and len(printed[0]) == 2
+    result = json.loads((whole / "eval" / "low_shot.json").read_text())
+    assert result["shorter_side"] == 18  # 16 * 256 / 224
+    two, everything = result["shots"]["2"], result["shots"]["all"]
+    assert len(two["draws"]) == 2 and len(everything["draws"]) == 1
+    mean = sum(two["draws"]) / 2
+    assert two["mean_average_precision"] == pytest.approx(mean)
+    half = abs(two["draws"][0] - two["draws"][1]) / 2
+    assert two["deviation"] == pytest.approx(half)
+    line = f"{100 * mean:.2f} ± {100 * half:.2f}"
+    assert printed[0][0] == f"mAP, k = 2: {line} %"
+    table = (whole / "eval" / "low_shot.md").read_text()
+    assert f"| VOC2007 mAP, k = 2 | {line} | - |" in table
+
+
 def test_mistakes_are_one_line(source, whole, tmp_path):
     nowhere = f"--workdir={tmp_path}/nowhere"
     assert_mistake(call("knn", nowhere), "`path` must be", f"{tmp_path}/nowh")
@@ -300,6 +381,16 @@ def test_mistakes_are_one_line(source, whole, tmp_path):
     assert_mistake(
         call("finetune", f"--workdir={whole}", "--file_list=names.txt"),
         "`source` must be 'folder:PATH'",
+    )
+    assert_mistake(
+        call("low_shot", nowhere, "--shots=4,few"),
+        "`--shots` must be whole numbers from 1",
+        "Received: 'few'",
+    )
+    assert_mistake(
+        call("transfer", nowhere, "--datasets=cifar10,cifar11"),
+        "`--datasets` must be of cifar10, cifar100",
+        "Received: --datasets=cifar11",
     )
     assert_mistake(
         call("linear_probe", nowhere, "--solvers=sgd,svm"),
@@ -369,6 +460,8 @@ def test_mistakes_in_flags_are_one_line(flags, parts):
             ["workdir", "branch", "source", "data_dir", "k", "temperature"],
         ),
         ("linear_probe", ["workdir", "branch", "source", "solvers", "epochs"]),
+        ("transfer", ["workdir", "datasets", "source", "metric", "grid"]),
+        ("low_shot", ["workdir", "shots", "draws", "cost", "interpolation"]),
         ("finetune", ["workdir", "fraction", "file_list", "protocol"]),
     ],
 )

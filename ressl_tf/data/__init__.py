@@ -4,7 +4,8 @@
 decodes in the graph. `readers` (and `shard_reader`, of TFRecord files) say
 which images a step holds, in the `order` of a seed. `pipeline` makes batches
 of views, `service` has other machines make them, and `shards` writes what is
-streamed. `labelled` makes batches with labels, for probes.
+streamed. `labelled` makes batches with labels, for probes; `multilabel` reads
+images with several.
 """
 
 from ressl_tf.data.decoding import BadImages
@@ -14,6 +15,8 @@ from ressl_tf.data.labelled import check_labelled
 from ressl_tf.data.labelled import listed_rows
 from ressl_tf.data.labelled import make_labelled_dataset
 from ressl_tf.data.labelled import make_ordered_dataset
+from ressl_tf.data.multilabel import MultiLabelSet
+from ressl_tf.data.multilabel import load_voc2007
 from ressl_tf.data.order import steps_per_epoch
 from ressl_tf.data.pipeline import distribute_train_dataset
 from ressl_tf.data.pipeline import make_train_dataset
@@ -32,6 +35,7 @@ __all__ = [
     "FileReader",
     "ImageSet",
     "MemoryReader",
+    "MultiLabelSet",
     "ShardReader",
     "balanced_rows",
     "check_labelled",
@@ -39,6 +43,7 @@ __all__ = [
     "distribute_train_dataset",
     "listed_rows",
     "load",
+    "load_voc2007",
     "make_labelled_dataset",
     "make_ordered_dataset",
     "make_train_dataset",

@@ -221,7 +221,7 @@ def _read_tfds(name, split, image_size, data_dir, _):
     import tensorflow_datasets as tfds
 
     source = f"tfds:{name}"
-    builder = _tfds_builder(name, data_dir)
+    builder = tfds_builder(name, data_dir)
     image = _tfds_image(builder, source)
     if image_size is None and None in image.shape[:2]:
         raise ValueError(
@@ -303,7 +303,7 @@ def tfds_shards(source, split="train", data_dir=None):
     import tensorflow_datasets as tfds
 
     _, argument = parse_source(source, split)
-    builder = _tfds_builder(argument, data_dir)
+    builder = tfds_builder(argument, data_dir)
     image = _tfds_image(builder, source)
     _, _, files = _tfds_split(builder, split, source)
     file_format = builder.info.file_format.value
@@ -356,7 +356,13 @@ def _tfds_split(builder, split, source):
         ) from error
 
 
-def _tfds_builder(name, data_dir):
+def tfds_builder(name, data_dir):
+    """The builder of a set that is prepared, or is now.
+
+    Raises:
+        ValueError: TensorFlow Datasets does not know the set, or cannot
+            prepare it.
+    """
     import tensorflow_datasets as tfds
 
     try:
