@@ -296,21 +296,22 @@ def test_transfer(whole, tmp_path):
         noise[..., number % 3] += 150
         return noise.astype(np.uint8)
 
-    small_sets.write(
-        "dtd",
-        tmp_path,
-        {"train": 30, "validation": 15, "test": 21},
-        image,
-        lambda split, number: number % 3,
-    )
+    for name, counts in (
+        ("dtd", {"train": 30, "validation": 15, "test": 21}),
+        ("caltech101", {"train": 30, "test": 21}),
+    ):
+        small_sets.write(
+            name, tmp_path, counts, image, lambda split, number: number % 3
+        )
+    for path in tmp_path.glob("caltech101/*/*-test.*"):
+        path.write_bytes(path.read_bytes()[:-1])
     flags = (f"--workdir={whole}", f"--data_dir={tmp_path}", "--grid=3")
-    line = "WARNING: fgvc_aircraft: `--datasets` must be without a set that"
     for _ in range(2):
         code, stdout, lines = call(
-            "transfer", *flags, "--datasets=dtd,fgvc_aircraft"
+            "transfer", *flags, "--datasets=caltech101,dtd"
         )
-        assert code == 1 and lines[0].startswith(line)
-        assert lines[-1] == "error: Not measured: fgvc_aircraft"
+        assert code == 1 and lines[0].startswith("WARNING: caltech101: ")
+        assert lines[1:] == ["error: Not measured: caltech101"]
         result = json.loads((whole / "eval" / "transfer.json").read_text())
         (name, found), *others = result["data_sets"].items()
         assert (name, others) == ("dtd", [])
@@ -322,6 +323,15 @@ def test_transfer(whole, tmp_path):
         shutil.rmtree(tmp_path / "dtd", ignore_errors=True)
     table = (whole / "eval" / "transfer.md").read_text()
     assert f"| dtd, top1 | {100 * found['accuracy']:.2f} | - |" in table
+    # Of one's own images, each metric is measured.
+    for metric in ("top1", "mean_per_class"):
+        own = f"--source={workdir_lib.read_config(whole)['data']['source']}"
+        code, stdout, lines = call(
+            "transfer", *flags, own, f"--metric={metric}"
+        )
+        assert (code, lines) == (0, []) and f"({metric})" in stdout
+    result = json.loads((whole / "eval" / "transfer.json").read_text())
+    assert len(result["data_sets"]) == 2
 
 
 def test_low_shot(whole, tmp_path):

@@ -14,7 +14,9 @@ from tools import command
 
 command.define_encoder_flags()
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TensorFlow Datasets keeps voc/2007."
+    "data_dir",
+    None,
+    "Where TensorFlow Datasets keeps voc/2007; default: the pre-training's.",
 )
 SHOTS = flags.DEFINE_list("shots", "4,8,16,32,64,all", "Images of each class.")
 DRAWS = flags.DEFINE_integer("draws", 5, "Of each, but all.", lower_bound=1)
@@ -65,7 +67,7 @@ def main():
     measured = _read_earlier(encoder, plan)  # {shots: [mAP of each draw]}
     to_do = [
         (str(shots), draw)
-        for shots in all_shots
+        for shots in dict.fromkeys(all_shots)
         for draw in range(1 if shots == "all" else DRAWS.value)
         if draw >= len(measured.get(str(shots), []))
     ]
@@ -129,13 +131,16 @@ def _extract(encoder, shorter_side):
     from ressl_tf import data
     from ressl_tf.evaluation import features
 
+    data_dir = DATA_DIR.value
+    if data_dir is None and encoder.config:
+        data_dir = encoder.config["data"]["data_dir"]
     found = []
     for split in ("train+validation", "test"):
         images, targets, _ = data.load_voc2007(
             split,
             image_size=encoder.image_size,
             shorter_side=shorter_side,
-            data_dir=DATA_DIR.value,
+            data_dir=data_dir,
         )
         found += [
             features.extract_features(encoder, images, progress=True),

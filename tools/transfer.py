@@ -29,7 +29,9 @@ METRIC = flags.DEFINE_enum(
     ["top1", "mean_per_class"],
     "Of --source; the nine sets have theirs.",
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "For tfds: sources.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "For tfds: sources; default: the pre-training's."
+)
 GRID = flags.DEFINE_integer(
     "grid",
     45,
@@ -48,8 +50,12 @@ SEED = flags.DEFINE_integer(
 
 
 def main():
+    import tensorflow as tf
+
     from ressl_tf.evaluation import results
 
+    # Missing and damaged files: TensorFlow's errors are no OSErrors.
+    unreadable = (ValueError, OSError, tf.errors.OpError)
     chosen = _data_sets()
     encoder = command.open_encoder()
     plan = {
@@ -61,10 +67,11 @@ def main():
     measured = _read_earlier(encoder, plan)
     failed = []
     for name, data_set in chosen.items():
-        if name not in measured:
+        # Of --source the metric is not in the name.
+        if measured.get(name, {}).get("metric") != data_set.metric:
             try:
-                measured[name] = _measure(encoder, name, data_set)
-            except ValueError as error:
+                measured[name] = _measure(encoder, data_set)
+            except unreadable as error:
                 message = " ".join(str(error).split())
                 command.logger.warning("%s: %s", name, message)
                 failed.append(name)
@@ -115,33 +122,32 @@ def _read_earlier(encoder, plan):
     return earlier["data_sets"]
 
 
-def _measure(encoder, name, data_set):
+def _measure(encoder, data_set):
     import numpy as np
 
     from ressl_tf import data
     from ressl_tf.evaluation import features
     from ressl_tf.evaluation import transfer
 
-    if data_set.source is None:
-        raise ValueError(
-            "`--datasets` must be without a set that TensorFlow Datasets has "
-            "not got: give it as --source=folder:PATH with "
-            f"--metric={data_set.metric}. Received: {name}"
-        )
+    data_dir = DATA_DIR.value
+    if data_dir is None and encoder.config:
+        data_dir = encoder.config["data"]["data_dir"]
 
     def read(split):
-        """Features of a split; its images are freed again."""
-        images = data.load(
+        """Features of a split, and the names of its classes."""
+        reader = data.open_reader(
             data_set.source,
             split,
             image_size=encoder.image_size,
-            data_dir=DATA_DIR.value,
+            data_dir=data_dir,
+            # Food-101 has 11 GB of pixels at 224.
+            stream=data_set.source.startswith(("tfds:", "folder:")),
         )
-        data.require_labels(images, data_set.source)
-        extracted = features.extract_features(
-            encoder, images.images, progress=True
+        data.check_labelled(reader)
+        found = features.cached_streamed_features(
+            encoder, reader, progress=True
         )
-        return transfer.Split(extracted, images.labels), images.class_names
+        return transfer.Split(*found), reader.class_names
 
     train, class_names = read(data_set.train)
     if data_set.validation is None:

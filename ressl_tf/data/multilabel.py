@@ -84,4 +84,5 @@ def _centre(image, size, shorter_side):
 
     square = np.asarray(fit_square(Image.fromarray(image), shorter_side))
     first = (shorter_side - size) // 2
-    return square[first : first + size, first : first + size]
+    # A copy, or each would keep its square in memory.
+    return square[first : first + size, first : first + size].copy()

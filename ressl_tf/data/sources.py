@@ -365,6 +365,8 @@ def tfds_builder(name, data_dir):
     """
     import tensorflow_datasets as tfds
 
+    if name.partition(":")[0].partition("/")[0] == "fgvc_aircraft":
+        _register_aircraft()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError, ImportError, TypeError) as error:
@@ -396,6 +398,15 @@ def tfds_builder(name, data_dir):
             "'folder:' or 'npz:'."
         ) from error
     return builder
+
+
+def _register_aircraft():
+    """Adds our builder, unless TensorFlow Datasets has one of its own."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if "fgvc_aircraft" not in known:
+        from ressl_tf.data import aircraft  # noqa: F401 registers itself
 
 
 def _first_line(error):
