@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from ressl_tf import workdir as workdir_lib
 from ressl_tf.version import __version__
 
 FILE = "environment.json"
@@ -62,11 +63,7 @@ def record(workdir, step, *, replicas=1):
         "replicas": replicas,
         **describe(),
     }
-    path = Path(workdir) / FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([*read(workdir), entry], indent=2) + "\n")
-    # So that nobody reads half of it.
-    os.replace(temporary, path)
+    workdir_lib.write_json(Path(workdir) / FILE, [*read(workdir), entry])
 
 
 def read(workdir):

@@ -17,9 +17,6 @@ from ressl_tf.evaluation import knn
 
 logger = logging.getLogger("ressl_tf")
 
-# Windows: fresh networks may start collapsed.
-COLLAPSE_PATIENCE = 3
-
 
 class NotFiniteError(RuntimeError):
     """A loss or a weight is no longer a number; training has stopped."""
@@ -160,7 +157,7 @@ class MetricsLogger(keras.callbacks.Callback):
             self._collapsed_windows = 0
             return
         self._collapsed_windows += 1
-        if self._collapsed_windows == COLLAPSE_PATIENCE:
+        if self._collapsed_windows == collapse.PATIENCE:
             logger.warning(
                 "The embeddings have collapsed: at step %d their deviation is "
                 "%.3f of what it should be, and the target has %.1f %% of a "

@@ -12,6 +12,7 @@ from configs import cifar10
 from ressl_tf import recipe
 from ressl_tf import train
 from ressl_tf import workdir as workdir_lib
+from ressl_tf.evaluation import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -431,6 +432,31 @@ def test_the_table_of_recipes():
     for name, row in rows.items():
         assert row[5].split()[0] == (number(name) or "-"), name
         assert row[6].startswith("yes" if name in MEASURED else "no"), name
+
+
+def test_the_papers_number_for_a_run_of_a_recipe():
+    for name in RECIPES:
+        found = paper.linear_reference(load(name).to_dict()).accuracy
+        # MoCo v2's is its authors', not the paper's.
+        known = None if name == "imagenet_moco_v2" else EXPECTED.get(name)
+        assert found == known, name
+    warmed, plain, narrow = (load("stl10").to_dict() for _ in range(3))
+    assert paper.linear_reference(warmed).what.endswith("warm-up")
+    plain["method"]["infonce_warmup_epochs"] = 0
+    assert paper.linear_reference(plain) == (88.89, "with predictor")
+    narrow["backbone"]["width"] = 16
+    assert paper.linear_reference(narrow) == (None, "")
+    assert paper.linear_reference(None) == (None, "")
+
+
+def test_the_papers_number_for_few_labels():
+    config = load("imagenet_multi_crop").to_dict()
+    assert paper.semi_supervised_reference(config, 1) == 57.8
+    assert paper.semi_supervised_reference(config, 10) == 71.2
+    assert paper.semi_supervised_reference(config, 5) is None
+    assert paper.semi_supervised_reference(None, 1) is None
+    other = load("imagenet_resnet18").to_dict()
+    assert paper.semi_supervised_reference(other, 1) is None
 
 
 def test_the_views_of_a_recipe():

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ressl_tf import augment
 from ressl_tf import data
 from ressl_tf.evaluation import linear
+from ressl_tf.evaluation import supervised
 
 NUM_IMAGES = 30
 NUM_CLASSES = 3
 SIZE = 8
 BATCH = 8
 EPOCHS = 4
-VIEW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, **linear.AUGMENTED_VIEW}
 
 
 def encode(images):
@@ -41,17 +40,17 @@ def reader():
 
 
 @pytest.fixture
-def test_set():
+def scored():
     images, labels = make_images(24, 1)
     return encode(tf.cast(images, tf.float32)).numpy(), labels
 
 
-def probe(reader, test_set, **options):
+def probe(reader, scored, **options):
     return linear.augmented_linear_probe(
         encode,
         reader,
-        *test_set,
-        view=augment.make_view(SIZE, **VIEW),
+        *scored,
+        view=supervised.random_crops(SIZE),
         **{
             "learning_rates": (8.0,),
             "epochs": EPOCHS,
@@ -68,7 +67,7 @@ def slow_probe(reader, learning_rate):
     velocity = np.zeros_like(weights)
     total = EPOCHS * (NUM_IMAGES // BATCH)
     batches = data.make_labelled_dataset(
-        reader, augment.make_view(SIZE, **VIEW), batch_size=BATCH, seed=0
+        reader, supervised.random_crops(SIZE), batch_size=BATCH, seed=0
     )
     losses = []
     for step, (images, labels) in enumerate(batches.take(total)):
@@ -87,8 +86,8 @@ def slow_probe(reader, learning_rate):
     return weights, np.mean(losses[-(NUM_IMAGES // BATCH) :])
 
 
-def test_equals_the_slow_version(reader, test_set):
-    (result,) = probe(reader, test_set)
+def test_equals_the_slow_version(reader, scored):
+    (result,) = probe(reader, scored)
     # 8 for a batch of 256 is 0.25 for one of 8.
     weights, loss = slow_probe(reader, 8.0 * BATCH / 256)
     kernel, bias = result["weights"]
@@ -96,20 +95,20 @@ def test_equals_the_slow_version(reader, test_set):
     np.testing.assert_allclose(bias, weights[-1], atol=1e-4)
     assert np.abs(kernel).max() > 0.1
     assert result["train_loss"] == pytest.approx(loss, rel=1e-4)
-    features, labels = test_set
+    features, labels = scored
     found = (features @ weights[:-1] + weights[-1]).argmax(axis=1)
     assert result["accuracy"] == pytest.approx(np.mean(found == labels))
     assert result["accuracy"] > 0.6
     assert "top5_accuracy" not in result
 
 
-def test_several_learning_rates_in_one_pass(reader, test_set):
+def test_several_learning_rates_in_one_pass(reader, scored):
     rates = (8.0, 1e40, 1.0)
-    results = probe(reader, test_set, learning_rates=rates)
+    results = probe(reader, scored, learning_rates=rates)
     assert results[1] is None
     for rate, result in zip(rates, results, strict=True):
         if result is not None:
-            (alone,) = probe(reader, test_set, learning_rates=(rate,))
+            (alone,) = probe(reader, scored, learning_rates=(rate,))
             for a, b in zip(result["weights"], alone["weights"], strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -118,8 +117,8 @@ class Stopped(Exception):
     pass
 
 
-def test_a_stopped_probe_goes_on(reader, test_set, tmp_path, monkeypatch):
-    (whole,) = probe(reader, test_set)
+def test_a_stopped_probe_goes_on(reader, scored, tmp_path, monkeypatch):
+    (whole,) = probe(reader, scored)
     steps = []
     step = tf.train.CheckpointManager.save
 
@@ -132,7 +131,7 @@ def test_a_stopped_probe_goes_on(reader, test_set, tmp_path, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(tf.train.CheckpointManager, "save", stop)
         with pytest.raises(Stopped):
-            probe(reader, test_set, workdir=tmp_path)
+            probe(reader, scored, workdir=tmp_path)
     seen = []
     labelled = data.make_labelled_dataset
 
@@ -142,16 +141,16 @@ def test_a_stopped_probe_goes_on(reader, test_set, tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "make_labelled_dataset", watched)
     for expected in (2, EPOCHS):  # half done; done
-        (result,) = probe(reader, test_set, workdir=tmp_path)
+        (result,) = probe(reader, scored, workdir=tmp_path)
         assert seen[-1] == expected * (NUM_IMAGES // BATCH)
         assert result["train_loss"] == whole["train_loss"]
         for a, b in zip(result["weights"], whole["weights"], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_shuffled_labels_stay_at_chance(test_set):
+def test_shuffled_labels_stay_at_chance(scored):
     images, labels = make_images(NUM_IMAGES, 0)
-    features, _ = test_set
+    features, _ = scored
     generator = np.random.default_rng(3)
     names = [str(number) for number in range(NUM_CLASSES)]
     reader = data.MemoryReader(images, generator.permutation(labels), names)
@@ -161,10 +160,10 @@ def test_shuffled_labels_stay_at_chance(test_set):
     assert abs(result["accuracy"] - 1 / 3) < 0.1  # a deviation of 0.02
 
 
-def test_divergence_and_wrong_arguments(reader, test_set):
-    with pytest.raises(ValueError, match="diverged.*Lower `learning_rates`"):
-        probe(reader, test_set, learning_rates=(1e40,))
+def test_divergence_and_wrong_arguments(reader, scored):
+    with pytest.raises(ValueError, match="diverged.*Lower.*learning_rates"):
+        probe(reader, scored, learning_rates=(1e40,))
     with pytest.raises(ValueError, match="`epochs`.*Received: epochs=0"):
-        probe(reader, test_set, epochs=0)
+        probe(reader, scored, epochs=0)
     with pytest.raises(ValueError, match="`batch_size`.*batch_size=31"):
-        probe(reader, test_set, batch_size=31)
+        probe(reader, scored, batch_size=31)

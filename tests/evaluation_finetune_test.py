@@ -5,16 +5,15 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from ressl_tf import augment
 from ressl_tf import data
 from ressl_tf.evaluation import finetune
 from ressl_tf.evaluation import linear
+from ressl_tf.evaluation import supervised
 
 NUM_IMAGES = 24
 NUM_CLASSES = 3
 SIZE = 8
 BATCH = 8
-VIEW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, **linear.AUGMENTED_VIEW}
 FROZEN = finetune.Protocol(3, 0.0, 4.0)
 TRAINED = finetune.Protocol(3, 0.5, 4.0)
 
@@ -46,7 +45,7 @@ def tune(encoder, protocol=TRAINED, reader=None, test_reader=None, **options):
         reader or make_reader(NUM_IMAGES, 0),
         test_reader or make_reader(30, 1),
         protocol,
-        view=augment.make_view(SIZE, **VIEW),
+        view=supervised.random_crops(SIZE),
         batch_size=BATCH,
         **options,
     )
@@ -65,7 +64,7 @@ def test_a_frozen_backbone_does_not_move():
         make_reader(NUM_IMAGES, 0),
         np.zeros((2, 6), np.float32),
         np.zeros(2, np.int64),
-        view=augment.make_view(SIZE, **VIEW),
+        view=supervised.random_crops(SIZE),
         learning_rates=(4.0,),
         epochs=3,
         batch_size=BATCH,
@@ -91,7 +90,7 @@ def test_both_learning_rates_by_hand():
     velocities = [[0.0] * len(variables) for variables, _ in groups]
     batches = data.make_labelled_dataset(
         make_reader(NUM_IMAGES, 0),
-        augment.make_view(SIZE, **VIEW),
+        supervised.random_crops(SIZE),
         batch_size=BATCH,
         seed=0,
     )

@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ressl_tf"
 ORDER = (
     "version",
-    "environment",
     "losses",
     "accumulation",
     "schedules",
@@ -27,6 +26,7 @@ ORDER = (
     "model",
     "recipe",
     "workdir",
+    "environment",
     "export",
     "interop",
     "evaluation",

@@ -14,6 +14,7 @@ import pytest
 import small_sets
 import tensorflow as tf
 import tiny
+from PIL import Image
 
 import ressl_tf
 from ressl_tf import workdir as workdir_lib
@@ -221,6 +222,24 @@ def test_evaluation_and_export(whole, tmp_path):
     assert (code, lines) == (0, [])
     result = json.loads((path.parent / "eval" / "knn.json").read_text())
     assert result["k"] == 7 and result["path"] == str(path.parent)
+
+
+def test_streamed_images_give_the_same_score(source, whole, tmp_path):
+    with np.load(source.removeprefix("npz:")) as arrays:
+        for split in ("train", "test"):
+            images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+            for number, (image, label) in enumerate(
+                zip(images, labels, strict=True)
+            ):
+                path = tmp_path / split / str(label) / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+    scores = []
+    for flags in ([], [f"--source=folder:{tmp_path}", "--stream"]):
+        code, stdout, lines = call("knn", f"--workdir={whole}", *flags)
+        assert (code, lines) == (0, [])
+        scores.append(stdout.splitlines()[-1])
+    assert scores[0] == scores[1]
 
 
 def test_convert_there_and_back(whole, tmp_path):

@@ -133,12 +133,7 @@ def make_strategy():
 def define_subject_flags():
     """The flags that say what is evaluated and on what."""
     define_encoder_flags()
-    flags.DEFINE_string(
-        "source", None, "Labelled images; default: those of the pre-training."
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "For tfds: sources; default: the pre-training's."
-    )
+    define_source_flags("Labelled images")
     flags.DEFINE_bool(
         "stream",
         False,
@@ -151,6 +146,20 @@ def define_subject_flags():
         "With --stream: resize images to this before their centre is cut out, "
         "as 256 for encoders of 224; default: the encoder's size.",
         lower_bound=1,
+    )
+
+
+def define_source_flags(images):
+    """The flags that say whose features are taken, and whether they are kept.
+
+    Args:
+        images: what the images have to be, for the help.
+    """
+    flags.DEFINE_string(
+        "source", None, f"{images}; default: those of the pre-training."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "For tfds: sources; default: the pre-training's."
     )
     flags.DEFINE_bool(
         "cache_features",
@@ -168,6 +177,11 @@ def define_encoder_flags():
         "Folder of a run; or an export (DIR/export/NAME); or a .keras file.",
         required=True,
     )
+    define_branch_flag()
+
+
+def define_branch_flag():
+    """The flag that says which of a run's networks is meant."""
     flags.DEFINE_enum(
         "branch",
         None,

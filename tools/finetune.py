@@ -46,12 +46,11 @@ SEED = flags.DEFINE_integer(
 
 
 def main():
-    from ressl_tf import augment
     from ressl_tf import workdir
     from ressl_tf.evaluation import finetune
-    from ressl_tf.evaluation import linear
     from ressl_tf.evaluation import paper
     from ressl_tf.evaluation import results
+    from ressl_tf.evaluation import supervised
 
     if FILE_LIST.value is not None and FRACTION.value != 1:
         raise ValueError(
@@ -86,13 +85,7 @@ def main():
         reader,
         subject.reader("test"),
         protocol,
-        # The encoder normalises by itself: crops of 0 to 255.
-        view=augment.make_view(
-            encoder.image_size,
-            mean=(0.0,) * 3,
-            std=(1 / 255,) * 3,
-            **linear.AUGMENTED_VIEW,
-        ),
+        view=supervised.random_crops(encoder.image_size),
         batch_size=batch_size,
         seed=SEED.value,
         shorter_side=subject.shorter_side,

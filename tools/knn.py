@@ -18,9 +18,10 @@ def main():
     from ressl_tf.evaluation import knn
 
     subject = command.open_subject()
-    k = min(K.value, len(subject.train_set.images))
+    features = command.extract(subject)
+    k = min(K.value, len(features[0]))
     accuracy = knn.knn_accuracy(
-        *command.extract(subject),
+        *features,
         num_classes=subject.num_classes,
         k=k,
         temperature=TEMPERATURE.value,

@@ -69,7 +69,7 @@ def main():
     for result in results.values():
         del result["weights"]  # arrays; the numbers are what is kept
     reference = paper.linear_reference(subject.encoder.config)
-    if subject.source != _pre_training_source(subject):
+    if subject.source != subject.encoder.source:
         reference = paper.Reference(None, "")
     rows = [
         results_lib.Row(
@@ -84,11 +84,6 @@ def main():
             f"linear accuracy ({solver}): {100 * result['accuracy']:.2f} %"
             + ("" if train is None else f" (train {100 * train:.2f} %)")
         )
-
-
-def _pre_training_source(subject):
-    config = subject.encoder.config
-    return config and config["data"]["source"]
 
 
 def _sgd(subject, features, rates):
@@ -118,18 +113,11 @@ def _sgd(subject, features, rates):
 
 def _augmented(subject, features, rates):
     """{name: result}, one for each learning rate that did not diverge."""
-    from ressl_tf import augment
     from ressl_tf import workdir
     from ressl_tf.evaluation import linear
+    from ressl_tf.evaluation import supervised
 
     encoder = subject.encoder
-    # The encoder normalises by itself: crops of 0 to 255.
-    view = augment.make_view(
-        encoder.image_size,
-        mean=(0.0,) * 3,
-        std=(1 / 255,) * 3,
-        **linear.AUGMENTED_VIEW,
-    )
     options = {
         "learning_rates": rates,
         "epochs": EPOCHS.value or 90,
@@ -148,7 +136,7 @@ def _augmented(subject, features, rates):
         encoder,
         subject.reader("train"),
         *features[2:],
-        view=view,
+        view=supervised.random_crops(encoder.image_size),
         workdir=folder,
         progress=True,
         **options,

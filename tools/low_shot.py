@@ -6,8 +6,6 @@ k = 4, 8, 16, 32, 64 images of each class, five draws of each, and all images.
 Written after each, so the same command goes on where it was stopped.
 """
 
-import json
-
 from absl import flags
 
 from tools import command
@@ -64,7 +62,9 @@ def main():
         "shorter_side": SHORTER_SIDE.value
         or round(encoder.image_size * 256 / 224),
     }
-    measured = _read_earlier(encoder, plan)  # {shots: [mAP of each draw]}
+    # {shots: mAP of each draw}
+    earlier = encoder.read("low_shot", plan) or {"shots": {}}
+    measured = {key: x["draws"] for key, x in earlier["shots"].items()}
     to_do = [
         (str(shots), draw)
         for shots in dict.fromkeys(all_shots)
@@ -115,32 +115,18 @@ def main():
         print(f"mAP, k = {shots}: {draws.mean():.2f}{deviation} %")
 
 
-def _read_earlier(encoder, plan):
-    """What the same encoder and settings gave before."""
-    path = encoder.folder / f"{encoder.file_name('low_shot')}.json"
-    if not path.is_file():
-        return {}
-    earlier = json.loads(path.read_text())
-    if any(earlier.get(key) != value for key, value in plan.items()):
-        return {}
-    return {key: x["draws"] for key, x in earlier["shots"].items()}
-
-
 def _extract(encoder, shorter_side):
     """Features and targets: training, training, test, test."""
     from ressl_tf import data
     from ressl_tf.evaluation import features
 
-    data_dir = DATA_DIR.value
-    if data_dir is None and encoder.config:
-        data_dir = encoder.config["data"]["data_dir"]
     found = []
     for split in ("train+validation", "test"):
         images, targets, _ = data.load_voc2007(
             split,
             image_size=encoder.image_size,
             shorter_side=shorter_side,
-            data_dir=data_dir,
+            data_dir=DATA_DIR.value or encoder.data_dir,
         )
         found += [
             features.extract_features(encoder, images, progress=True),

@@ -9,7 +9,6 @@ goes on where it was stopped; a set that cannot be read is named, the others
 go on, and the exit code is 1.
 """
 
-import json
 import sys
 
 from absl import flags
@@ -64,7 +63,8 @@ def main():
         "max_iterations": MAX_ITERATIONS.value,
         "seed": SEED.value,
     }
-    measured = _read_earlier(encoder, plan)
+    earlier = encoder.read("transfer", plan)
+    measured = earlier["data_sets"] if earlier else {}
     failed = []
     for name, data_set in chosen.items():
         # Of --source the metric is not in the name.
@@ -111,27 +111,12 @@ def _data_sets():
     return {name: transfer.DATA_SETS[name] for name in names}
 
 
-def _read_earlier(encoder, plan):
-    """What the same encoder and settings gave before."""
-    path = encoder.folder / f"{encoder.file_name('transfer')}.json"
-    if not path.is_file():
-        return {}
-    earlier = json.loads(path.read_text())
-    if any(earlier.get(key) != value for key, value in plan.items()):
-        return {}
-    return earlier["data_sets"]
-
-
 def _measure(encoder, data_set):
     import numpy as np
 
     from ressl_tf import data
-    from ressl_tf.evaluation import features
+    from ressl_tf.evaluation import feature_cache
     from ressl_tf.evaluation import transfer
-
-    data_dir = DATA_DIR.value
-    if data_dir is None and encoder.config:
-        data_dir = encoder.config["data"]["data_dir"]
 
     def read(split):
         """Features of a split, and the names of its classes."""
@@ -139,12 +124,12 @@ def _measure(encoder, data_set):
             data_set.source,
             split,
             image_size=encoder.image_size,
-            data_dir=data_dir,
+            data_dir=DATA_DIR.value or encoder.data_dir,
             # Food-101 has 11 GB of pixels at 224.
             stream=data_set.source.startswith(("tfds:", "folder:")),
         )
         data.check_labelled(reader)
-        found = features.cached_streamed_features(
+        found = feature_cache.cached_streamed_features(
             encoder, reader, progress=True
         )
         return transfer.Split(*found), reader.class_names

@@ -40,24 +40,8 @@ LABELS = flags.DEFINE_list(
     None,
     "Names of the checkpoints in the pictures; default: of their folders.",
 )
-BRANCH = flags.DEFINE_enum(
-    "branch",
-    None,
-    ["student", "teacher"],
-    "Which network of a run; default: the student.",
-)
-SOURCE = flags.DEFINE_string(
-    "source", None, "Images; default: those of the pre-training."
-)
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "For tfds: sources; default: the pre-training's."
-)
-CACHE_FEATURES = flags.DEFINE_bool(
-    "cache_features",
-    True,
-    "Keep the features in the results' folder, and take them from there if "
-    "weights and images are the same.",
-)
+command.define_branch_flag()
+command.define_source_flags("Images")
 NUM_IMAGES = flags.DEFINE_integer(
     "num_images",
     2000,
@@ -165,15 +149,15 @@ def _draw_encoders(paths, output, wanted):
     from ressl_tf.evaluation.visualize import gallery as gallery_lib
 
     encoders = {
-        name: subject.open_encoder(path, BRANCH.value)
+        name: subject.open_encoder(path, flags.FLAGS.branch)
         for name, path in paths.items()
     }
     gallery = gallery_lib.open_gallery(
         encoders,
-        SOURCE.value,
-        DATA_DIR.value,
+        flags.FLAGS.source,
+        flags.FLAGS.data_dir,
         seed=SEED.value,
-        cache=CACHE_FEATURES.value,
+        cache=flags.FLAGS.cache_features,
         progress=True,
     )
     for name, accuracy in gallery.accuracies.items():

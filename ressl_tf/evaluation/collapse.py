@@ -7,6 +7,8 @@ import math
 # nothing.
 COLLAPSED_STD = 0.1
 UNIFORM_TARGET = 0.99
+# Rows of metrics in a row before it is said: fresh networks may start so.
+PATIENCE = 3
 
 
 def uniformity(target_entropy, queue_size):

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from tensorflow import keras
 
 from ressl_tf import data
 from ressl_tf import keras_compat
 from ressl_tf import optimizers
 from ressl_tf import schedules
+from ressl_tf.evaluation import supervised
 from ressl_tf.evaluation.features import check_positive_integer
 from ressl_tf.evaluation.linear import initial_weights
 
@@ -64,7 +64,8 @@ def finetune(
         reader: Labelled reader of the training images.
         test_reader: Labelled reader of the test images.
         protocol: `Protocol`.
-        view: View that cuts random crops, of 0-255 images.
+        view: View that cuts random crops, of 0-255 images; as
+            `supervised.random_crops` makes it.
         batch_size: Integer of at least 1. Defaults to `256`; at most the
             number of images.
         seed: Integer of at least 0. Defaults to `0`.
@@ -82,8 +83,7 @@ def finetune(
     """
     _check(protocol)
     check_positive_integer("batch_size", batch_size)
-    steps_per_epoch = reader.steps_per_epoch(batch_size)
-    total = protocol.epochs * steps_per_epoch
+    total = protocol.epochs * reader.steps_per_epoch(batch_size)
     frozen = protocol.backbone_learning_rate == 0
     head = _make_head(encoder, len(reader.class_names), seed)
     parts = [(head, protocol.head_learning_rate)]
@@ -98,25 +98,7 @@ def finetune(
         keras_compat.build(optimizer, network.trainable_variables)
         trained.append((network, optimizer))
 
-    losses = tf.Variable(0.0)  # their sum over an epoch
-    done = tf.Variable(0, dtype=tf.int64)
-    manager = None
-    if workdir is not None:
-        manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                encoder=encoder,
-                head=head,
-                optimizers=[optimizer for _, optimizer in trained],
-                losses=losses,
-                step=done,
-            ),
-            str(workdir),
-            max_to_keep=1,
-        )
-        manager.restore_or_initialize()
-
-    @tf.function
-    def train_step(images, labels):
+    def train_step(images, labels, _):
         with tf.GradientTape() as tape:
             features = encoder(images, training=not frozen)
             if frozen:
@@ -132,41 +114,27 @@ def finetune(
             optimizer.apply_gradients(
                 zip(own, network.trainable_variables, strict=True)
             )
-        losses.assign_add(loss)
-        done.assign_add(1)
+        return loss
 
-    batches = iter(
-        data.make_labelled_dataset(
-            reader,
-            view,
-            batch_size=batch_size,
-            seed=seed,
-            start_step=int(done),
-        )
+    loss = supervised.train(
+        train_step,
+        reader,
+        view,
+        state={
+            "encoder": encoder,
+            "head": head,
+            "optimizers": [optimizer for _, optimizer in trained],
+        },
+        epochs=protocol.epochs,
+        batch_size=batch_size,
+        seed=seed,
+        workdir=workdir,
+        name="fine-tuning",
+        settings=protocol,
+        progress=progress,
     )
-    with tqdm.tqdm(
-        desc="fine-tuning",
-        total=total,
-        initial=int(done),
-        unit="step",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        for epoch in range(int(done) // steps_per_epoch, protocol.epochs):
-            losses.assign(0.0)
-            for _ in range(steps_per_epoch):
-                train_step(*next(batches))
-                bar.update()
-            if not np.isfinite(losses.numpy()):
-                raise ValueError(
-                    f"Fine-tuning diverged in epoch {epoch + 1} of "
-                    f"{protocol.epochs}. Lower the learning rates. "
-                    f"Received: {protocol}"
-                )
-            if manager is not None:
-                manager.save()
     result = _score(encoder, head, test_reader, shorter_side)
-    return {**result, "train_loss": float(losses) / steps_per_epoch}
+    return {**result, "train_loss": float(loss)}
 
 
 def _make_head(encoder, num_classes, seed):

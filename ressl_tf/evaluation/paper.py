@@ -26,6 +26,15 @@ IMAGENET = {
 }
 IMAGENET_EARLIER = 69.9  # ResNet-50 without predictor and warm-up
 IMAGENET_STRONGER = 76.3  # ResNet-50, multi-crop with RandAugment
+# The teacher's temperature and the queue size of these runs; the student's
+# temperature is 0.1, and the teacher's view the weak one.
+SETTINGS = {
+    "cifar10": (0.04, 4096),
+    "cifar100": (0.03, 4096),
+    "stl10": (0.03, 16384),
+    "tiny_imagenet": (0.03, 16384),
+    "imagenet2012": (0.03, 65536),
+}
 # ResNet-50, fine-tuned on that many % of ImageNet's labels: top-1.
 SEMI_SUPERVISED = {1: 57.8, 10: 71.2}
 
@@ -50,7 +59,8 @@ def linear_reference(config):
 
     Args:
         config: the recipe, a nested dict, or None. Its length is not looked
-            at: the paper's is 200 epochs.
+            at: the paper's is 200 epochs. A recipe with another temperature,
+            queue or teacher's view is an ablation and has no number here.
 
     Returns:
         A `Reference`.
@@ -60,12 +70,21 @@ def linear_reference(config):
     data_set = _data_set(config)
     name = config["backbone"]["name"]
     method = config["method"]
-    views = [config["views"][role]["crops"] for role in ("student", "teacher")]
+    views = [_num_views(config, role) for role in ("student", "teacher")]
     has_predictor = config["predictor"]["enabled"]
     warm_up = bool(
         method["infonce_warmup_epochs"] or method["infonce_warmup_steps"]
     )
     if method["alpha"] != 1:  # another method
+        return _NONE
+    temperature, queue_size = SETTINGS.get(data_set, (None, None))
+    if (
+        method["queue_size"] != queue_size
+        or method["student_temperature"] != 0.1
+        # Without predictor the paper's is the best of several.
+        or (has_predictor and method["teacher_temperature"] != temperature)
+        or config["views"]["teacher"]["jitter"]
+    ):
         return _NONE
     if data_set in SMALL_SETS and name == "resnet18" and views == [1, 1]:
         plain, warmed, without = SMALL_SETS[data_set]
@@ -103,6 +122,13 @@ def semi_supervised_reference(config, percent):
     ):
         return None
     return SEMI_SUPERVISED.get(percent)
+
+
+def _num_views(config, role):
+    settings = config["views"][role]
+    sizes = settings["size"]  # one for each view, or one for all
+    is_one = sizes is None or isinstance(sizes, int)
+    return settings["crops"] * (1 if is_one else len(sizes))
 
 
 def _data_set(config):

@@ -1,6 +1,7 @@
 """What is evaluated, on what, and where the result goes."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from ressl_tf import data
 from ressl_tf import export
 from ressl_tf import workdir as workdir_lib
-from ressl_tf.evaluation import features
+from ressl_tf.evaluation import feature_cache
 from ressl_tf.evaluation import results
 
 
@@ -41,6 +42,16 @@ class Encoder:
     def __call__(self, images):
         return self._function(images)
 
+    @property
+    def source(self):
+        """The images of its pre-training; None if the file does not say."""
+        return self.config and self.config["data"]["source"]
+
+    @property
+    def data_dir(self):
+        """Where TensorFlow Datasets kept them; None if not said."""
+        return self.config and self.config["data"]["data_dir"]
+
     def load_model(self):
         """The encoder as a trainable `keras.Model`, as `load_encoder`."""
         return export.load_encoder(self.path, self.branch)
@@ -60,6 +71,21 @@ class Encoder:
         The teacher's numbers go beside the student's, not over them.
         """
         return name if self.branch == "student" else f"{name}_{self.branch}"
+
+    def read(self, tool, plan):
+        """What `write` wrote of this encoder by the same plan, or None.
+
+        Args:
+            tool: name of the files.
+            plan: dict of all settings, and the encoder's fingerprint; parts
+                of what was written.
+        """
+        path = self.folder / f"{self.file_name(tool)}.json"
+        if not path.is_file():
+            return None
+        earlier = json.loads(path.read_text())
+        is_same = all(earlier.get(key) == x for key, x in plan.items())
+        return earlier if is_same else None
 
     def write(self, tool, result, rows=(), title=None):
         """Writes FOLDER/TOOL.json, and with `rows` TOOL.md; see `results`.
@@ -124,11 +150,11 @@ class Subject(NamedTuple):
             name = self.encoder.file_name(split)
             path = self.encoder.folder / "features" / f"{name}.npz"
         if isinstance(image_set, data.ImageSet):
-            extracted = features.cached_features(
+            extracted = feature_cache.cached_features(
                 self.encoder, image_set.images, path, progress=progress
             )
             return extracted, image_set.labels
-        return features.cached_streamed_features(
+        return feature_cache.cached_streamed_features(
             self.encoder,
             image_set,
             path,
@@ -226,9 +252,8 @@ def open_subject(
         ValueError: as `open_encoder`, or if the images have no labels.
     """
     encoder = open_encoder(path, branch)
-    if encoder.config:
-        source = source or encoder.config["data"]["source"]
-        data_dir = data_dir or encoder.config["data"]["data_dir"]
+    source = source or encoder.source
+    data_dir = data_dir or encoder.data_dir
     if not source:
         raise ValueError(
             "`source` must be given: a .keras file does not say on which "

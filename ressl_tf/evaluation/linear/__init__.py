@@ -6,7 +6,6 @@ every epoch; both train the `heads`. `logistic` is logistic regression by
 L-BFGS.
 """
 
-from ressl_tf.evaluation.linear.augmented import AUGMENTED_VIEW
 from ressl_tf.evaluation.linear.augmented import augmented_linear_probe
 from ressl_tf.evaluation.linear.cached import choose_learning_rate
 from ressl_tf.evaluation.linear.cached import epoch_order
@@ -17,7 +16,6 @@ from ressl_tf.evaluation.linear.heads import initial_weights
 from ressl_tf.evaluation.linear.logistic import logistic_regression
 
 __all__ = [
-    "AUGMENTED_VIEW",
     "SoftmaxHeads",
     "augmented_linear_probe",
     "choose_learning_rate",

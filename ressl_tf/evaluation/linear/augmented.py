@@ -2,17 +2,12 @@
 
 import math
 
-import numpy as np
 import tensorflow as tf
-import tqdm
 
-from ressl_tf import data
+from ressl_tf.evaluation import supervised
 from ressl_tf.evaluation.features import check_positive_integer
 from ressl_tf.evaluation.linear.heads import SoftmaxHeads
 from ressl_tf.evaluation.linear.heads import score
-
-# Of `augment.make_view`; the usual crop of classifiers. The paper names none.
-AUGMENTED_VIEW = {"min_area": 0.08, "flip": 0.5}
 
 
 def augmented_linear_probe(
@@ -44,7 +39,8 @@ def augmented_linear_probe(
         reader: Labelled reader of the training images (`data.open_reader`).
         test_features: (M, C) features of the test images, not augmented.
         test_labels: Integers (M,).
-        view: View that cuts the crops (`make_view`), of 0-255 images.
+        view: View that cuts the crops, of 0-255 images; as
+            `supervised.random_crops` makes it.
         learning_rates: Positive floats for a batch of 256, scaled by the
             batch. Defaults to `(0.1,)`.
         epochs: Integer of at least 1. Defaults to `90`.
@@ -68,8 +64,6 @@ def augmented_linear_probe(
     """
     check_positive_integer("epochs", epochs)
     check_positive_integer("batch_size", batch_size)
-    steps_per_epoch = reader.steps_per_epoch(batch_size)
-    total = epochs * steps_per_epoch
     heads = SoftmaxHeads(
         test_features.shape[1],
         len(reader.class_names),
@@ -78,60 +72,29 @@ def augmented_linear_probe(
         nesterov=nesterov,
         seed=seed,
     )
-    losses = tf.Variable(tf.zeros([len(learning_rates)]))  # sums, of an epoch
-    done = tf.Variable(0, dtype=tf.int64)
-    manager = None
-    if workdir is not None:
-        manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(heads=heads, losses=losses, step=done),
-            str(workdir),
-            max_to_keep=1,
-        )
-        manager.restore_or_initialize()
 
-    @tf.function
-    def train_step(images, labels):
-        progress = tf.cast(done, tf.float32) / total
-        factor = 0.5 * (1.0 + tf.cos(math.pi * progress))
+    def train_step(images, labels, part_done):
+        factor = 0.5 * (1.0 + tf.cos(math.pi * part_done))
         features = tf.cast(encoder(images), tf.float32)
-        losses.assign_add(heads.step(features, labels, factor))
-        done.assign_add(1)
+        return heads.step(features, labels, factor)
 
-    batches = iter(
-        data.make_labelled_dataset(
-            reader,
-            view,
-            batch_size=batch_size,
-            seed=seed,
-            start_step=int(done),
-        )
+    losses = supervised.train(
+        train_step,
+        reader,
+        view,
+        state={"heads": heads},
+        shape=[len(learning_rates)],
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        workdir=workdir,
+        name="linear probe",
+        settings=f"learning_rates={', '.join(map(str, learning_rates))}",
+        progress=progress,
     )
-    with tqdm.tqdm(
-        desc="linear probe",
-        total=total,
-        initial=int(done),
-        unit="step",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        for epoch in range(int(done) // steps_per_epoch, epochs):
-            losses.assign(tf.zeros_like(losses))
-            for _ in range(steps_per_epoch):
-                train_step(*next(batches))
-                bar.update()
-            if not np.isfinite(losses).any():
-                raise ValueError(
-                    f"The linear probe diverged in epoch {epoch + 1} of "
-                    f"{epochs}. Lower `learning_rates`. Received: "
-                    f"learning_rates={', '.join(map(str, learning_rates))}"
-                )
-            if manager is not None:
-                manager.save()
     return [
         pair and _result(test_features, test_labels, pair, float(loss))
-        for pair, loss in zip(
-            heads.weights(), losses.numpy() / steps_per_epoch, strict=True
-        )
+        for pair, loss in zip(heads.weights(), losses, strict=True)
     ]
 
 

@@ -32,11 +32,8 @@ def linear_probe(
     are shuffled: `initial_weights` and `epoch_order` are our choice.
 
     Args:
-        train_features: (N, C).
-        train_labels: Integers (N,) in [0, num_classes).
-        test_features: (M, C).
-        test_labels: Integers (M,) in [0, num_classes).
-        num_classes: Integer of at least 2.
+        train_features, train_labels, test_features, test_labels, num_classes:
+            As in `linear_probes`.
         learning_rate: Positive float. Defaults to `10.0`.
         **options: The other arguments of `linear_probes`.
 

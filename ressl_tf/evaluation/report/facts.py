@@ -13,9 +13,6 @@ from ressl_tf import schedules
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation import collapse
 
-# Rows in a row that look collapsed: fresh networks may start so.
-_COLLAPSE_PATIENCE = 3
-
 
 class Progress(NamedTuple):
     """How far a run is.
@@ -169,8 +166,8 @@ def _progress(folder, config, training):
 def _is_collapsed(training, queue_size):
     if not training:
         return None
-    last = training[-_COLLAPSE_PATIENCE:]
-    return len(last) == _COLLAPSE_PATIENCE and all(
+    last = training[-collapse.PATIENCE :]
+    return len(last) == collapse.PATIENCE and all(
         collapse.is_collapsed(
             row["embedding_std"], row["target_entropy"], queue_size
         )

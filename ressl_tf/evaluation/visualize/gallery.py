@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ressl_tf import data
-from ressl_tf.evaluation import features as features_lib
+from ressl_tf.evaluation import feature_cache
 from ressl_tf.evaluation import knn
 
 logger = logging.getLogger("ressl_tf")
@@ -133,7 +133,7 @@ class _Images(NamedTuple):
         if not (cache and _is_writable(folder)):
             folder = None
         found = {
-            split: features_lib.cached_features(
+            split: feature_cache.cached_features(
                 encoder,
                 image_set.images,
                 folder and folder / f"{encoder.file_name(split)}.npz",
