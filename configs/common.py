@@ -44,6 +44,10 @@ def get_config():
     config.monitor.eval_every_epochs = 5  # 0: no k-NN score
     config.monitor.knn_neighbours = 200
     config.monitor.knn_temperature = 0.1
+    # Steps between two of a linear probe on labelled crops, which the student
+    # does not learn from; scored as the k-NN is, or after each epoch. 0: none.
+    config.monitor.online_probe_every_steps = 0
+    config.monitor.online_probe_learning_rate = 0.1  # for a batch of 256
     config.monitor.checkpoint_every_epochs = 1
     config.monitor.keep_checkpoints = 2
     return config

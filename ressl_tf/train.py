@@ -99,6 +99,7 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
     with strategy.scope():
         model = recipe.make_model(config, durations, views)
     labelled = _labelled_sets(config, train_set)
+    probe_readers = _probe_readers(config, train_set, labelled)
 
     def make_dataset(start_step):
         return data.distribute_train_dataset(
@@ -118,8 +119,25 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
     dataset = make_dataset(done)
 
     workdir_lib.claim(own, config)
+    metrics_logger = monitor.MetricsLogger(
+        own,
+        log_every=config["monitor"]["log_every_steps"],
+        steps_per_epoch=durations.epoch,
+        batch_size=settings["batch_size"],
+        first_step=done,
+    )
+    encoder = recipe.make_encoder(config, model.student.backbone)
+    knn_monitor = _make_knn_monitor(
+        config, encoder, labelled, metrics_logger, durations
+    )
+    probe = _make_probe(
+        config, encoder, probe_readers, metrics_logger, durations
+    )
     manager = workdir_lib.checkpoint_manager(
-        own, model, keep=config["monitor"]["keep_checkpoints"]
+        own,
+        model,
+        keep=config["monitor"]["keep_checkpoints"],
+        **({"online_probe": probe.state} if probe else {}),
     )
     if checkpoint:
         manager.checkpoint.restore(checkpoint).assert_existing_objects_matched()
@@ -139,16 +157,20 @@ def _train(config, workdir, own, stop_at_step, strategy, data_service):
             agreed = stop_agreed()
             return agreed or (stop_at_step is not None and step >= stop_at_step)
 
-        callbacks = _make_callbacks(
-            config,
-            own,
-            model,
+        saver = monitor.Saver(
             manager,
-            labelled,
-            durations,
-            done,
-            should_stop,
+            metrics_logger,
+            every_epochs=config["monitor"]["checkpoint_every_epochs"],
+            total_steps=durations.total,
+            should_stop=should_stop,
+            saved_step=done or None,
         )
+        # In this order: rows first, and nothing changes after it is saved.
+        callbacks = [
+            callback
+            for callback in (metrics_logger, knn_monitor, probe, saver)
+            if callback is not None
+        ]
         stopped = stop_at_step is not None and done >= stop_at_step
         while done < durations.total and not stopped:
             # `fit` knows whole epochs only, so what a stop left of one, and
@@ -265,41 +287,36 @@ def _verbosity(strategy):
     return 1 if sys.stdout.isatty() else 2
 
 
-def _make_callbacks(
-    config, workdir, model, manager, labelled, durations, done, should_stop
-):
+def _make_knn_monitor(config, encoder, labelled, metrics_logger, durations):
+    if labelled is None:
+        return None
     settings = config["monitor"]
-    metrics_logger = monitor.MetricsLogger(
-        workdir,
-        log_every=settings["log_every_steps"],
-        steps_per_epoch=durations.epoch,
+    return monitor.KNNMonitor(
+        encoder,
+        *labelled,
+        metrics_logger,
+        every_epochs=settings["eval_every_epochs"],
+        total_steps=durations.total,
+        k=settings["knn_neighbours"],
+        temperature=settings["knn_temperature"],
+    )
+
+
+def _make_probe(config, encoder, readers, metrics_logger, durations):
+    if readers is None:
+        return None
+    settings = config["monitor"]
+    return monitor.OnlineProbe(
+        encoder,
+        *readers,
+        metrics_logger,
+        every_steps=settings["online_probe_every_steps"],
+        every_epochs=settings["eval_every_epochs"] or 1,
+        total_steps=durations.total,
         batch_size=config["train"]["batch_size"],
-        first_step=done,
+        learning_rate=settings["online_probe_learning_rate"],
+        seed=config["seed"],
     )
-    callbacks = [metrics_logger]
-    if labelled:
-        callbacks.append(
-            monitor.KNNMonitor(
-                recipe.make_encoder(config, model.student.backbone),
-                *labelled,
-                metrics_logger,
-                every_epochs=settings["eval_every_epochs"],
-                total_steps=durations.total,
-                k=settings["knn_neighbours"],
-                temperature=settings["knn_temperature"],
-            )
-        )
-    callbacks.append(
-        monitor.Saver(
-            manager,
-            metrics_logger,
-            every_epochs=settings["checkpoint_every_epochs"],
-            total_steps=durations.total,
-            should_stop=should_stop,
-            saved_step=done or None,
-        )
-    )
-    return callbacks
 
 
 @contextlib.contextmanager
@@ -335,14 +352,49 @@ def _labelled_sets(config, train_set):
         )
         return None
     try:
-        if config["data"]["split"] != "train":
-            train_set = data.load(split="train", **_source(config))
-        sets = (train_set, data.load(split="test", **_source(config)))
-        for image_set in sets:
-            data.require_labels(image_set, config["data"]["source"])
+        return _load_labelled(config, train_set)
     except ValueError as error:
         logger.warning("no k-NN score while training: %s", error)
         return None
+
+
+def _probe_readers(config, train_set, labelled):
+    """(train, test) readers for the online probe, or None if there is none.
+
+    Raises:
+        ValueError: if there is to be one and images have no labels.
+    """
+    if not config["monitor"]["online_probe_every_steps"]:
+        return None
+    if train_set is not None:
+        labelled = labelled or _load_labelled(config, train_set)
+        return [data.MemoryReader(*image_set) for image_set in labelled]
+    settings = config["data"]
+    readers = [
+        data.open_reader(
+            settings["source"],
+            split,
+            data_dir=settings["data_dir"],
+            stream=True,
+        )
+        for split in ("train", "test")
+    ]
+    for reader in readers:
+        data.check_labelled(reader)
+    return readers
+
+
+def _load_labelled(config, train_set):
+    """(train, test) as `ImageSet`s with labels.
+
+    Raises:
+        ValueError: if they have none.
+    """
+    if config["data"]["split"] != "train":
+        train_set = data.load(split="train", **_source(config))
+    sets = (train_set, data.load(split="test", **_source(config)))
+    for image_set in sets:
+        data.require_labels(image_set, config["data"]["source"])
     return sets
 
 
@@ -371,6 +423,7 @@ def _check(config, strategy):
         ("monitor", "log_every_steps", 1),
         ("monitor", "eval_every_epochs", 0),
         ("monitor", "knn_neighbours", 1),
+        ("monitor", "online_probe_every_steps", 0),
         ("monitor", "checkpoint_every_epochs", 1),
         ("monitor", "keep_checkpoints", 1),
     ):
@@ -379,12 +432,13 @@ def _check(config, strategy):
                 f"`{part}.{key}` must be at least {lowest}. "
                 f"Received: {part}.{key}={config[part][key]}"
             )
-    temperature = config["monitor"]["knn_temperature"]
-    if not temperature > 0:
-        raise ValueError(
-            "`monitor.knn_temperature` must be above 0. "
-            f"Received: monitor.knn_temperature={temperature}"
-        )
+    for key in ("knn_temperature", "online_probe_learning_rate"):
+        value = config["monitor"][key]
+        if not value > 0:
+            raise ValueError(
+                f"`monitor.{key}` must be above 0. "
+                f"Received: monitor.{key}={value}"
+            )
     parts = config["train"]["gradient_accumulation_steps"]
     batch_size = config["train"]["batch_size"]
     replicas = strategy.num_replicas_in_sync

@@ -184,7 +184,7 @@ def latest_checkpoint(workdir):
     return path, int(path.rpartition("-")[2]) if path else 0
 
 
-def checkpoint_manager(workdir, model, keep=2):
+def checkpoint_manager(workdir, model, keep=2, **others):
     """Saves and restores all that a run needs to go on.
 
     That is student, teacher and predictor with their batch statistics, the
@@ -195,6 +195,7 @@ def checkpoint_manager(workdir, model, keep=2):
         workdir: folder of the run.
         model: a `ReSSL`.
         keep: how many checkpoints to keep.
+        **others: what else to save, by its name in the checkpoint.
 
     Returns:
         A `tf.train.CheckpointManager`.
@@ -204,6 +205,7 @@ def checkpoint_manager(workdir, model, keep=2):
         "teacher": model.teacher,
         "queue": model.queue,
         "step": model.step,
+        **others,
     }
     if model.predictor is not None:
         parts["predictor"] = model.predictor

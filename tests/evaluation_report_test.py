@@ -350,6 +350,17 @@ def test_a_collapsed_run(tmp_path):
     assert not any("predictor" in sentence for sentence in advice)
 
 
+def test_the_online_probe(tmp_path):
+    rows = make_rows(6) + [
+        {"step": step, "probe_accuracy": accuracy}
+        for step, accuracy in ((4, 0.4), (12, 0.55))
+    ]
+    page = make_page(make_folder(tmp_path, rows, saved=12))
+    expected = "Linear accuracy 55.00 % online probe, the last one"
+    assert expected in page.section("numbers")
+    assert "Accuracy of the online linear probe" in page.section("curves")
+
+
 def test_numbers_that_are_not_numbers(tmp_path):
     nan = math.nan
     rows = make_rows(6, loss=nan, embedding_std=nan, target_entropy=math.inf)

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from ressl_tf import data
 from ressl_tf import keras_compat
 from ressl_tf import optimizers
 from ressl_tf import schedules
@@ -133,7 +131,14 @@ def finetune(
         settings=protocol,
         progress=progress,
     )
-    result = _score(encoder, head, test_reader, shorter_side)
+
+    @tf.function(reduce_retracing=True)
+    def classify(images):
+        return head(encoder(images, training=False))
+
+    result = supervised.score(
+        classify, test_reader, encoder.input_shape[1], shorter_side
+    )
     return {**result, "train_loss": float(loss)}
 
 
@@ -143,28 +148,6 @@ def _make_head(encoder, num_classes, seed):
     head.build((None, num_features))
     head.set_weights(initial_weights(num_features, num_classes, seed))
     return head
-
-
-def _score(encoder, head, reader, shorter_side):
-    """Top-1 and top-5 accuracy on all images of a reader."""
-
-    @tf.function(reduce_retracing=True)
-    def predict(images):
-        features = encoder(tf.cast(images, tf.float32), training=False)
-        return tf.math.top_k(head(features), min(5, head.units)).indices
-
-    hits, number = np.zeros(head.units), 0
-    for images, labels in data.make_ordered_dataset(
-        reader, image_size=encoder.input_shape[1], shorter_side=shorter_side
-    ):
-        best = predict(images).numpy()
-        found = best == labels.numpy()[:, None]
-        hits[: found.shape[1]] += found.sum(axis=0)
-        number += len(found)
-    result = {"accuracy": float(hits[0] / number)}
-    if head.units > 5:
-        result["top5_accuracy"] = float(hits.sum() / number)
-    return result
 
 
 def _check(protocol):

@@ -1,4 +1,4 @@
-"""Training on labelled images by crops, resumed where it was stopped."""
+"""Training on labelled images, resumed where it was stopped, and its score."""
 
 import numpy as np
 import tensorflow as tf
@@ -123,3 +123,33 @@ def train(
             if manager is not None:
                 manager.save()
     return losses.numpy() / steps_per_epoch
+
+
+def score(classify, reader, image_size, shorter_side=None):
+    """Accuracy on all images of a reader.
+
+    Args:
+        classify: Function from float32 (B, H, W, 3) images in 0-255 to logits
+            (B, N).
+        reader: Labelled reader of the images.
+        image_size: H and W.
+        shorter_side: as in `data.make_ordered_dataset`.
+
+    Returns:
+        Dictionary with "accuracy" and, of more than five classes,
+        "top5_accuracy".
+    """
+    hits, number = np.zeros(5), 0
+    for images, labels in data.make_ordered_dataset(
+        reader, image_size=image_size, shorter_side=shorter_side
+    ):
+        logits = classify(tf.cast(images, tf.float32))
+        num_classes = logits.shape[-1]
+        best = tf.math.top_k(logits, min(5, num_classes)).indices.numpy()
+        found = best == labels.numpy()[:, None]
+        hits[: found.shape[1]] += found.sum(axis=0)
+        number += len(found)
+    result = {"accuracy": float(hits[0] / number)}
+    if num_classes > 5:
+        result["top5_accuracy"] = float(hits.sum() / number)
+    return result

@@ -76,6 +76,10 @@ def _linear_numbers(facts):
     """Linear accuracies, and the paper's if this is a row of its tables."""
     numbers = []
     probe = facts.results.get("linear_probe")
+    online = facts.numbers("probe_accuracy")
+    if online:
+        note = "online probe, the last one"
+        numbers.append(("Linear accuracy", tables.percent(online[-1]), note))
     if isinstance(probe, dict):
         for solver, result in probe.items():
             accuracy = _accuracy(result)

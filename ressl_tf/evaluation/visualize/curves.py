@@ -40,6 +40,7 @@ _PANELS = (
         (("target_entropy", "teacher"), ("student_entropy", "student")),
     ),
     (KNN_TITLE, (("knn_accuracy", "k-NN"),)),
+    ("Accuracy of the online linear probe", (("probe_accuracy", "probe"),)),
     ("Deviation of the embeddings", (("embedding_std", "embeddings"),)),
     ("Student and teacher agree", (("agreement", "agreement"),)),
     ("Learning rate", (("learning_rate", "learning rate"),)),
@@ -88,9 +89,9 @@ def plot_curves(path, metrics_rows, *, title=None):
         metrics_rows: Dictionaries, the lines of a `metrics.jsonl`. Known keys:
             step, epoch, loss, relation, info_nce, alpha, learning_rate,
             teacher_momentum, target_entropy, student_entropy, embedding_std,
-            agreement, images_per_second and knn_accuracy (0 to 1). Any may be
-            missing, in one row or in all; a key that no row has gets no panel.
-            From 200 points on, noisy curves have their running mean on top.
+            agreement, images_per_second, knn_accuracy and probe_accuracy (0
+            to 1). Any may be missing, in one row or in all; a key that no row
+            has gets no panel. From 200 points on, noisy curves have their running mean on top.
             Of two rows with the same step, as a resumed run may write, the
             later one counts.
         title: Text above the picture. Defaults to `None`.

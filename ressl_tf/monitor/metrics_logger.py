@@ -1,4 +1,4 @@
-"""What watches a run: Keras callbacks that log, warn, score and save."""
+"""Rows of metrics.jsonl and TensorBoard, and what they warn of."""
 
 import logging
 import math
@@ -6,14 +6,11 @@ import resource
 import sys
 import time
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation import collapse
-from ressl_tf.evaluation import features
-from ressl_tf.evaluation import knn
 
 logger = logging.getLogger("ressl_tf")
 
@@ -85,6 +82,13 @@ class MetricsLogger(keras.callbacks.Callback):
     def epoch(self):
         """Epochs done, a fraction within one."""
         return round(self.step / self.steps_per_epoch, 4)
+
+    def is_due(self, every_epochs, total_steps):
+        """Whether a whole period of epochs, or the run, ends with this step."""
+        epochs, rest = divmod(self.step, self.steps_per_epoch)
+        return self.step == total_steps or (
+            rest == 0 and epochs % every_epochs == 0
+        )
 
     def log(self):
         """Writes a row of the steps since the last one."""
@@ -173,152 +177,7 @@ class MetricsLogger(keras.callbacks.Callback):
             )
 
 
-class KNNMonitor(keras.callbacks.Callback):
-    """Scores the student's backbone by k nearest neighbours.
-
-    Args:
-        encoder: `keras.Model` from 0-255 images to features; shares the
-            student's variables.
-        train_set: labelled `ImageSet` that is voted by.
-        test_set: labelled `ImageSet` that is scored.
-        metrics_logger: `MetricsLogger` that the score goes to.
-        every_epochs: epochs between two scores; the end of the run always
-            gets one.
-        total_steps: number of steps of the run.
-        k: number of neighbours.
-        temperature: of their weights.
-    """
-
-    def __init__(
-        self,
-        encoder,
-        train_set,
-        test_set,
-        metrics_logger,
-        *,
-        every_epochs,
-        total_steps,
-        k,
-        temperature,
-    ):
-        super().__init__()
-        self.extract = features.FeatureExtractor(encoder)
-        self.train_set = train_set
-        self.test_set = test_set
-        self.metrics_logger = metrics_logger
-        self.every_epochs = every_epochs
-        self.total_steps = total_steps
-        self.k = min(k, len(train_set.images))
-        self.temperature = temperature
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not _is_due(
-            self.metrics_logger, self.every_epochs, self.total_steps
-        ):
-            return
-        accuracy = knn.knn_accuracy(
-            self.extract(self.train_set.images),
-            self.train_set.labels,
-            self.extract(self.test_set.images),
-            self.test_set.labels,
-            num_classes=len(self.train_set.class_names),
-            k=self.k,
-            temperature=self.temperature,
-        )
-        self.metrics_logger.write(
-            {
-                "step": self.metrics_logger.step,
-                "epoch": self.metrics_logger.epoch,
-                "knn_accuracy": accuracy,
-            }
-        )
-        logger.info(
-            "epoch %g: k-NN accuracy %.2f %% (k = %d)",
-            self.metrics_logger.epoch,
-            100 * accuracy,
-            self.k,
-        )
-
-
-class Saver(keras.callbacks.Callback):
-    """Saves checkpoints at epoch ends and when the run is asked to stop.
-
-    Args:
-        manager: `tf.train.CheckpointManager` of the run.
-        metrics_logger: `MetricsLogger`; knows the step, and gets the last row
-            before an early end.
-        every_epochs: epochs between two checkpoints; the end of the run
-            always gets one.
-        total_steps: number of steps of the run.
-        should_stop: function of the step; True ends the run after that step.
-        saved_step: step of the checkpoint that the run started from; None if
-            there was none.
-
-    Raises:
-        NotFiniteError: from within `fit`, instead of saving a variable that
-            is not finite.
-    """
-
-    def __init__(
-        self,
-        manager,
-        metrics_logger,
-        *,
-        every_epochs,
-        total_steps,
-        should_stop,
-        saved_step=None,
-    ):
-        super().__init__()
-        self.manager = manager
-        self.metrics_logger = metrics_logger
-        self.every_epochs = every_epochs
-        self.total_steps = total_steps
-        self.should_stop = should_stop
-        self.saved_step = saved_step
-
-    def on_train_batch_end(self, batch, logs=None):
-        step = self.metrics_logger.step
-        if self.should_stop(step):
-            self.metrics_logger.log()
-            self.save()
-            self.model.stop_training = True
-
-    def on_epoch_end(self, epoch, logs=None):
-        if _is_due(self.metrics_logger, self.every_epochs, self.total_steps):
-            self.save()
-
-    def save(self):
-        """Saves a checkpoint, unless this step has one."""
-        step = self.metrics_logger.step
-        if step == self.saved_step:
-            return
-        self._check_finite(step)
-        self.manager.save(checkpoint_number=step)
-        self.saved_step = step
-
-    def _check_finite(self, step):
-        # The loss of this step may be finite and its gradient not.
-        for variable in self.model.variables:
-            value = tf.convert_to_tensor(variable)
-            if value.dtype.is_floating and not np.all(np.isfinite(value)):
-                raise NotFiniteError(
-                    f"The variable {variable.name} is not finite at step "
-                    f"{step}. Lower `optimizer.base_learning_rate` or "
-                    "lengthen `train.warmup_epochs`, and continue in a new "
-                    "folder; the last good checkpoint is kept."
-                )
-
-
 def peak_memory_bytes():
     """Peak resident set of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _is_due(metrics_logger, every_epochs, total_steps):
-    """Whether a whole period of epochs, or the run, ends with this step."""
-    epochs, rest = divmod(metrics_logger.step, metrics_logger.steps_per_epoch)
-    return metrics_logger.step == total_steps or (
-        rest == 0 and epochs % every_epochs == 0
-    )
