@@ -91,7 +91,8 @@ def plot_curves(path, metrics_rows, *, title=None):
             teacher_momentum, target_entropy, student_entropy, embedding_std,
             agreement, images_per_second, knn_accuracy and probe_accuracy (0
             to 1). Any may be missing, in one row or in all; a key that no row
-            has gets no panel. From 200 points on, noisy curves have their running mean on top.
+            has gets no panel. From 200 points on, noisy curves have their
+            running mean on top.
             Of two rows with the same step, as a resumed run may write, the
             later one counts.
         title: Text above the picture. Defaults to `None`.
