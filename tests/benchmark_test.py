@@ -15,6 +15,7 @@ from ressl_tf import networks
 from ressl_tf import scaling
 from ressl_tf.benchmark import counts
 from ressl_tf.benchmark import end_to_end
+from ressl_tf.benchmark import evaluation
 from ressl_tf.benchmark import host
 from ressl_tf.benchmark import input as input_lib
 from ressl_tf.benchmark import memory
@@ -232,6 +233,50 @@ def test_host_measures_what_it_reads(tmp_path):
     assert set(result["input"]) <= set(scaling.Input._fields)
     assert all(row["core_seconds"] > 0 for row in result["rows"])
     assert "weak view of 24" in host.table(result)
+
+
+def test_evaluation_measures_scores(monkeypatch):
+    result = evaluation.measure(
+        TINY,
+        rounds=2,
+        num_train=300,
+        num_queries=20,
+        num_images=12,
+        epochs=4,
+    )
+    assert result["num_features"] == 512 * TINY.width // 64
+    for name in ("product", "scikit-learn"):
+        assert set(result["knn"][name]) == {"wall", "cpu"}
+    for clock in ("wall", "cpu"):
+        assert result["knn"]["seconds"][clock] > 0
+        # Extracting once of four times cannot be less than a quarter.
+        assert 0.25 < result["probe"]["ratio"][clock] < 1
+    assert "k-NN, 20 against 300: " in evaluation.table(result)
+    json.dumps(result)
+
+
+def test_a_tenth_of_the_queries_counts_ten_times(monkeypatch):
+    def interleave(variants, rounds, warmup):
+        seconds = {"knn": 2.0, "product": 1.0, "extract": 5.0, "train": 10.0}
+        if "scikit-learn" in variants:
+            monkeypatch.setattr(
+                timing.Clock, "read", lambda self: timing.Seconds(0.5, 0.25)
+            )
+            assert variants["scikit-learn"]() == (5.0, 2.5)
+        return {
+            name: np.full((rounds, 2), seconds.get(name, 8.0))
+            for name in variants
+        }
+
+    monkeypatch.setattr(timing, "interleave", interleave)
+    result = evaluation.measure(
+        TINY, 2, num_train=300, num_queries=20, num_images=12, epochs=4
+    )
+    assert result["knn"]["seconds"] == {"wall": 2.0, "cpu": 2.0}
+    assert result["knn"]["product"] == {"wall": 0.5, "cpu": 0.5}
+    assert result["knn"]["scikit-learn"] == {"wall": 4.0, "cpu": 4.0}
+    # (5 + 10) / (4 x 5 + 10)
+    assert result["probe"]["ratio"] == {"wall": 0.5, "cpu": 0.5}
 
 
 def test_host_without_images_is_refused(tmp_path):
@@ -531,8 +576,8 @@ def test_benchmark_command(tmp_path):
     [
         (
             [],
-            "input, step, precision, end_to_end, queue, memory, host. "
-            "Received: none",
+            "input, step, precision, end_to_end, queue, memory, host, "
+            "evaluation. Received: none",
         ),
         (["queues"], "Received: queues"),
         (["--rounds=2", "queue", "stray"], "Received: queue stray"),

@@ -7,6 +7,7 @@ python -m tools.benchmark end_to_end
 python -m tools.benchmark queue
 python -m tools.benchmark memory
 python -m tools.benchmark host --images=FOLDER
+python -m tools.benchmark evaluation
 
 Prints a table; --json=FILE writes the numbers, too. Ratios are taken within
 one run: on a machine that others use, absolute times say little.
@@ -102,6 +103,12 @@ def measure_host():
     return host, host.measure(IMAGES.value, rounds=ROUNDS.value)
 
 
+def measure_evaluation():
+    from ressl_tf.benchmark import evaluation
+
+    return evaluation, evaluation.measure(_setup(batch_size=256), ROUNDS.value)
+
+
 SUBJECTS = {
     "input": measure_input,
     "step": measure_step,
@@ -110,6 +117,7 @@ SUBJECTS = {
     "queue": measure_queue,
     "memory": measure_memory,
     "host": measure_host,
+    "evaluation": measure_evaluation,
 }
 
 

@@ -152,10 +152,7 @@ def rates(times):
     Returns:
         {name: {"wall": items a second, "cpu": items a second of one core}}.
     """
-    return {
-        name: _wall_and_cpu(np.median(1.0 / values, axis=0))
-        for name, values in times.items()
-    }
+    return {name: medians(1.0 / values) for name, values in times.items()}
 
 
 def median_ratios(times, reference):
@@ -169,9 +166,14 @@ def median_ratios(times, reference):
         {name: {"wall": ratio, "cpu": ratio}}; 1.0 for the reference.
     """
     return {
-        name: _wall_and_cpu(np.median(values / times[reference], axis=0))
+        name: medians(values / times[reference])
         for name, values in times.items()
     }
+
+
+def medians(values):
+    """Medians over the rounds of a (rounds, 2) array, {"wall", "cpu"}."""
+    return _wall_and_cpu(np.median(values, axis=0))
 
 
 def _wall_and_cpu(pair):
