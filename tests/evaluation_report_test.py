@@ -158,6 +158,14 @@ def make_whole(tmp_path, **options):
             "lbfgs": {"accuracy": 0.7306, "train_loss": 0.5},
         },
     )
+    write_result(folder, "finetune_10pct", {**subject, "accuracy": 0.5021})
+    sets = {
+        "dtd": {"metric": "top1", "accuracy": 0.6123},
+        "caltech101": {"metric": "mean_per_class", "accuracy": 0.7},
+    }
+    write_result(folder, "transfer", {"data_sets": sets})
+    draws = {"mean_average_precision": 0.4321, "deviation": 0.01}
+    write_result(folder, "low_shot", {"cost": 1.0, "shots": {"4": draws}})
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for picture in ("tsne", "neighbours", "curves"):
@@ -213,6 +221,9 @@ def test_a_whole_run(tmp_path):
     evaluation = page.section("evaluation")
     assert "k nearest neighbours the student on photos" in evaluation
     assert "8,000 training images and 1,600 test images" in evaluation
+    assert "Fine-tuning, as with 10 % of the labels" in evaluation
+    assert "dtd top1 61.23 %" in evaluation.replace(NBSP, " ")
+    assert "4 43.21 % 0.01" in evaluation.replace(NBSP, " ")
     assert "accuracy train loss SGD 70.00 % 0.25" in evaluation
     assert page.section("missing") == (
         "Not made yet Everything that this page knows of is there."
@@ -299,6 +310,9 @@ def test_an_unfinished_run(tmp_path):
         "pretrain --config=RECIPE",
         "knn",
         "linear_probe",
+        "finetune --fraction=0.1",
+        "transfer",
+        "low_shot",
         "visualize",
         "export",
     ):
@@ -502,9 +516,13 @@ def test_machines_of_a_run_that_moved(tmp_path):
         (
             {"runs": [{"seed": 0}, {"seed": 1}], "deep": {"er": {"x": [1, 2]}}},
             [
-                ((), [["deep, er, x", "1, 2"]]),
                 (("runs", "seed"), [["1", "0"], ["2", "1"]]),
+                (("deep", "x"), [["er", "1, 2"]]),
             ],
+        ),
+        (
+            {"deep": {"er": {"x": {"y": 1}}, "z": 2}},
+            [((), [["deep, er, x, y", "1"], ["deep, z", "2"]])],
         ),
         ([1, "a"], [((), [["value", "1, a"]])]),
     ],

@@ -236,6 +236,16 @@ def test_a_run_without_a_checkpoint_has_curves(runs, tmp_path):
             ["--workdir=x", "--pictures=tsne,umap"],
             ["must be of tsne, neighbours, curves", "--pictures=tsne,umap"],
         ),
+        (
+            "visualize",
+            ["--workdir=x,y", "--output=z", "--labels=one"],
+            ["`--labels` must be as many", "=x,y, with the labels one"],
+        ),
+        (
+            "visualize",
+            ["--workdir=x,x", "--output=z", "--labels=one,two"],
+            ["`--workdir` must be different", "Received: --workdir=x,x"],
+        ),
         ("report", ["--workdir=no"], ["`workdir` must be", "workdir='no'"]),
     ],
 )

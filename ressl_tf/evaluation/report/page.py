@@ -24,6 +24,21 @@ _MAKERS = (
         "linear_probe",
     ),
     (
+        "Accuracy with few labels (needs labels)",
+        ("eval/finetune_*.json",),
+        "finetune --fraction=0.1",
+    ),
+    (
+        "Transfer to nine other sets (needs them in --data_dir)",
+        ("eval/transfer*.json",),
+        "transfer",
+    ),
+    (
+        "Low-shot accuracy on VOC2007 (needs it in --data_dir)",
+        ("eval/low_shot*.json",),
+        "low_shot",
+    ),
+    (
         "Pictures: t-SNE and nearest neighbours",
         ("eval/tsne*.png", "eval/neighbours*.png"),
         "visualize",

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 TITLES = {
     "demo": "Beside what needs no training",
-    "finetune": "Fine-tuning",
+    "finetune_1pct": "Fine-tuning, as with 1 % of the labels",
+    "finetune_10pct": "Fine-tuning, as with 10 % of the labels",
     "knn": "k nearest neighbours",
     "linear_probe": "Linear probe",
     "low_shot": "Low-shot classification",
@@ -72,9 +73,8 @@ def to_tables(result):
     Args:
         result: what JSON can hold. Dictionaries of plain values make a table
             together, one row each, if they have keys in common; so does a list
-            of them.
-            Everything else is a row of names and values; deeper ones have
-            names with dots.
+            or a dictionary of them. Everything else is a row of names and
+            values; deeper ones have names with dots.
 
     Returns:
         List of `Table`s, names and values first; none for an empty result.
@@ -90,6 +90,12 @@ def to_tables(result):
         elif isinstance(value, list) and value and all(map(_is_record, value)):
             numbered = {str(n + 1): row for n, row in enumerate(value)}
             tables.append(_matrix(words(key), numbered))
+        elif (
+            isinstance(value, dict)
+            and value
+            and all(map(_is_record, value.values()))
+        ):
+            tables.append(_matrix(words(key), value))
         elif isinstance(value, dict):
             plain.update(flatten(value, f"{key}."))
         else:
@@ -147,7 +153,11 @@ def _is_record(value):
     return (
         isinstance(value, dict)
         and bool(value)
-        and not any(isinstance(x, (dict, list)) for x in value.values())
+        and not any(
+            isinstance(part, dict)
+            for x in value.values()
+            for part in (x if isinstance(x, list) else [x])
+        )
     )
 
 
