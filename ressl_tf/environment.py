@@ -8,13 +8,12 @@ import datetime
 import json
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
+from ressl_tf import keras_compat
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.version import __version__
 
@@ -41,7 +40,7 @@ def describe():
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
-            "keras": _keras_version(),
+            "keras": keras_compat.version(),
             "ressl_tf": __version__,
             "numpy": np.__version__,
         },
@@ -86,15 +85,6 @@ def _cpu_model():
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine() or None
-
-
-def _keras_version():
-    # Keras 2 has no `__version__` where TensorFlow shows it.
-    version = getattr(keras, "__version__", None)
-    if version is None:
-        is_own = keras.__name__.startswith("tf_keras")
-        version = metadata.version("tf-keras" if is_own else "keras")
-    return version
 
 
 def _num_cores():

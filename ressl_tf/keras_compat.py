@@ -4,6 +4,8 @@ All other modules use `tf.keras` as `from tensorflow import keras`; TensorFlow
 decides (`TF_USE_LEGACY_KERAS`) which generation that is.
 """
 
+from importlib import metadata
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -21,6 +23,16 @@ else:
         "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
         "experimental_autocast": False,
     }
+
+
+def version():
+    """Keras' version."""
+    # Keras 2 has no `__version__` where TensorFlow shows it.
+    found = getattr(keras, "__version__", None)
+    if found is None:
+        is_own = keras.__name__.startswith("tf_keras")
+        found = metadata.version("tf-keras" if is_own else "keras")
+    return found
 
 
 def tf_variable(variable):

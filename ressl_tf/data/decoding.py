@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ressl_tf.data.image_files import too_many_bad
 
-__all__ = ["BadImages", "decode"]
+__all__ = ["BadImages", "centre_square", "decode", "decode_squares"]
 
 logger = logging.getLogger("ressl_tf")
 
@@ -92,6 +92,62 @@ def _decode_other(encoded, channels):
         expand_animations=False,
     )
     return tf.ensure_shape(image, [None, None, channels])[..., :3]
+
+
+def centre_square(image, size, shorter_side):
+    """The centre of a resized image, as evaluation takes it.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: S.
+        shorter_side: in pixels, at least S: the image is resized to it,
+            antialiased, before its centre is cut out.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    height_and_width = tf.shape(image)[:2]
+    scale = shorter_side / tf.reduce_min(height_and_width)
+    target = tf.cast(
+        tf.round(scale * tf.cast(height_and_width, scale.dtype)), tf.int32
+    )
+    image = tf.image.resize(image, target, antialias=True)
+    corner = (target - size) // 2
+    image = tf.image.crop_to_bounding_box(
+        image, corner[0], corner[1], size, size
+    )
+    return tf.saturate_cast(tf.round(image), tf.uint8)
+
+
+def decode_squares(encoded, size, shorter_side):
+    """The centres of image files of any size.
+
+    Args:
+        encoded: string [B], the bytes of files as `decode` takes them.
+        size: S.
+        shorter_side: as in `centre_square`.
+
+    Returns:
+        (uint8 [B, S, S, 3], bool [B]): what is not readable is black.
+    """
+
+    def decode_square(one):
+        image, readable = decode(one)
+        square = tf.cond(
+            readable,
+            lambda: centre_square(image, size, shorter_side),
+            lambda: tf.zeros([size, size, 3], tf.uint8),
+        )
+        return square, readable
+
+    return tf.map_fn(
+        decode_square,
+        encoded,
+        fn_output_signature=(
+            tf.TensorSpec([size, size, 3], tf.uint8),
+            tf.TensorSpec([], tf.bool),
+        ),
+    )
 
 
 class BadImages:

@@ -87,24 +87,21 @@ def make_ordered_dataset(
         )
     bad_images = bad_images or BadImages(default_max_bad(reader.num_images))
 
-    def fit(image):
-        return _centre_square(image, image_size, shorter_side)
-
     def load(what):
         labels = reader.load_labels(what)
         if not reader.encoded:
             images = reader.load(what)
             if images.shape[1:3] != (image_size, image_size):
-                images = tf.map_fn(fit, images)
+                images = tf.map_fn(
+                    lambda image: decoding.centre_square(
+                        image, image_size, shorter_side
+                    ),
+                    images,
+                )
             return images, labels
         encoded, names = reader.load(what)
-        images, readable = tf.map_fn(
-            lambda one: _decode_and_fit(one, fit, image_size),
-            encoded,
-            fn_output_signature=(
-                tf.TensorSpec([image_size, image_size, 3], tf.uint8),
-                tf.TensorSpec([], tf.bool),
-            ),
+        images, readable = decoding.decode_squares(
+            encoded, image_size, shorter_side
         )
         bad_images.check(names, readable)
         return (
@@ -199,24 +196,3 @@ def check_labelled(reader):
             "labels, or a data set with class labels. Received: a source "
             f"whose {reader.num_images} images have none"
         )
-
-
-def _decode_and_fit(encoded, fit, image_size):
-    image, readable = decoding.decode(encoded)
-    blank = tf.zeros([image_size, image_size, 3], tf.uint8)
-    return tf.cond(readable, lambda: fit(image), lambda: blank), readable
-
-
-def _centre_square(image, size, shorter_side):
-    """uint8 [H, W, 3] -> uint8 [size, size, 3]."""
-    height_and_width = tf.shape(image)[:2]
-    scale = shorter_side / tf.reduce_min(height_and_width)
-    target = tf.cast(
-        tf.round(scale * tf.cast(height_and_width, scale.dtype)), tf.int32
-    )
-    image = tf.image.resize(image, target, antialias=True)
-    corner = (target - size) // 2
-    image = tf.image.crop_to_bounding_box(
-        image, corner[0], corner[1], size, size
-    )
-    return tf.saturate_cast(tf.round(image), tf.uint8)

@@ -1,12 +1,9 @@
 """What is evaluated, on what, and where the result goes."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
-
-import numpy as np
 
 from ressl_tf import data
 from ressl_tf import export
@@ -58,12 +55,7 @@ class Encoder:
 
     def fingerprint(self):
         """Hexadecimal digest of its weights."""
-        digest = hashlib.sha256()
-        for variable in self._variables:
-            value = np.ascontiguousarray(variable)
-            digest.update(f"{value.dtype}{value.shape}".encode())
-            digest.update(value)
-        return digest.hexdigest()
+        return export.fingerprint(self._variables)
 
     def file_name(self, name):
         """`name`, marked with the branch if that is not the student.
@@ -99,7 +91,12 @@ class Encoder:
         Returns:
             `result`, and what was evaluated.
         """
-        result = {"path": str(self.path), "branch": self.branch, **result}
+        result = {
+            "path": str(self.path),
+            "branch": self.branch,
+            "encoder": self.fingerprint(),
+            **result,
+        }
         results.write(
             self.folder, self.file_name(tool), result, rows, title or tool
         )
