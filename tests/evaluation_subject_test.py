@@ -115,6 +115,10 @@ def test_results_stand_beside_each_other(exported, source, tmp_path):
     student, teacher = (
         json.loads((path / "eval" / name).read_text()) for name in names
     )
+    # Each says which weights it is of.
+    weights = [result.pop("encoder") for result in (student, teacher)]
+    assert weights[0] != weights[1]
+    assert weights[1] == subject.encoder.fingerprint()
     assert student == {**common, "branch": "student", "accuracy": 0.5}
     assert teacher == {**common, "branch": "teacher", "accuracy": 0.25}
 

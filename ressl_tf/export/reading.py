@@ -84,12 +84,14 @@ def load_servable(path, signature="serving_default"):
     ((name, spec),) = serve.structured_input_signature[1].items()
 
     def embed(images):
-        images = tf.cast(images, spec.dtype) if name == "images" else images
-        if not spec.shape.is_compatible_with(tf.shape(images).numpy()):
+        images = tf.convert_to_tensor(images)
+        if not spec.shape.is_compatible_with(images.shape):
             raise ValueError(
-                f"`images` must be of shape {spec.shape}. Received: images of "
-                f"shape {tuple(images.shape)}"
+                f"`{name}` must be of shape {spec.shape}. Received: {name} of "
+                f"shape {images.shape}"
             )
+        if name == "images":
+            images = tf.cast(images, spec.dtype)
         return serve(**{name: images})["embedding"]
 
     embed.loaded = loaded  # the signature alone would not keep it alive
