@@ -1,14 +1,14 @@
 """What is measured, on inputs whose result is known."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
+from tool_process import assert_mistake
+from tool_process import call
 
 from ressl_tf import augment
 from ressl_tf import networks
@@ -543,20 +543,10 @@ def test_pictures_are_photographs_and_always_the_same():
 # --- commands ---------------------------------------------------------------
 
 
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_benchmark_command(tmp_path):
     path = tmp_path / "queue.json"
-    finished = call(
-        "tools.benchmark",
+    code, stdout, lines = call(
+        "benchmark",
         "queue",
         "--width=2",
         "--image_size=8",
@@ -565,10 +555,10 @@ def test_benchmark_command(tmp_path):
         "--rounds=1",
         f"--json={path}",
     )
-    assert finished.returncode == 0, finished.stderr
+    assert (code, lines) == (0, [])
     sizes = [row["queue_size"] for row in json.loads(path.read_text())["rows"]]
     assert sizes == [16, 32]
-    assert "no write" in finished.stdout
+    assert "no write" in stdout
 
 
 @pytest.mark.parametrize(
@@ -586,25 +576,21 @@ def test_benchmark_command(tmp_path):
     ],
 )
 def test_benchmark_says_what_it_needs(arguments, expected):
-    finished = call("tools.benchmark", *arguments)
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("error: ")
-    assert finished.stderr.count("\n") == 1
-    assert expected in finished.stderr
+    assert_mistake(call("benchmark", *arguments), expected)
 
 
 def test_scaling_command(tmp_path):
     parameters = tmp_path / "parameters.json"
     parameters.write_text('{"device": {"per_host": 4}, "rows": []}')
     path = tmp_path / "plan.json"
-    finished = call(
-        "tools.scaling",
+    code, stdout, lines = call(
+        "scaling",
         "--devices=8",
         "--batch_sizes=1024",
         f"--parameters={parameters}",
         f"--json={path}",
     )
-    assert finished.returncode == 0, finished.stderr
+    assert (code, lines) == (0, [])
     (row,) = json.loads(path.read_text())
     assert row["hosts"] == 2
-    assert "bottleneck" in finished.stdout
+    assert "bottleneck" in stdout

@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
+from tool_process import assert_mistake
+from tool_process import call
 
 from ressl_tf.data import decoding
 from ressl_tf.data import image_files
@@ -751,34 +751,22 @@ def test_bad_arguments_of_write_shards(tmp_path, options, match):
     assert not (tmp_path / "tiny").exists()
 
 
-def run_tool(*flags):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    return subprocess.run(
-        [sys.executable, "-m", "tools.make_shards", *flags],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_the_tool_writes_and_says_how_to_train(tmp_path):
     source, images = write_npz(tmp_path)
     flags = [f"--source={source}", f"--output={tmp_path}", "--name=tiny"]
-    result = run_tool(
-        *flags, "--num_shards=2", "--splits=train,test", "--max_bad=0"
+    code, stdout, lines = call(
+        "make_shards",
+        *flags,
+        "--num_shards=2",
+        "--splits=train,test",
+        "--max_bad=0",
     )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == (
+    assert (code, lines) == (0, [])
+    assert stdout == (
         "train: 20 images\ntest: 4 images\n"
         "train with --config.data.source=tfds:tiny "
         f"--config.data.data_dir={tmp_path} --config.data.stream=True\n"
     )
     assert as_set(one_epoch(stream(tmp_path, lanes=1))) == as_set(images)
 
-    result = run_tool(*flags)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: `name` must be new.")
-    assert result.stderr.count("\n") == 1
+    assert_mistake(call("make_shards", *flags), "error: `name` must be new.")

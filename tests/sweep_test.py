@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import tiny
+import tool_process
 import tools_test
 
 from configs import cifar10
@@ -488,7 +489,7 @@ def test_mistakes_in_flags(tmp_path):
             CALLS,
             json.dumps([[*pairs, *flags] for flags in cases.values()]),
         ],
-        cwd=tools_test.ROOT,
+        cwd=tool_process.ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -534,7 +535,7 @@ def flags_of(workdir, source, only):
 
 def test_a_failed_run_is_one_line(tmp_path):
     flags = flags_of(tmp_path, f"npz:{tmp_path}/no.npz", "base")
-    code, stdout, lines = tools_test.call("sweep", *flags)
+    code, stdout, lines = tool_process.call("sweep", *flags)
     assert (code, lines) == (1, [])
     first, second = stdout.splitlines()
     error = "tools.pretrain ended with code 2: error: "
@@ -551,10 +552,10 @@ def test_a_sweep_stopped_and_continued(tmp_path):
     epochs = "--epochs=40"
     flags = [*flags_of(tmp_path, source, "base,contrastive"), epochs]
     folder = tmp_path / "pairs"
-    process = tools_test.start("sweep", *flags)
+    process = tool_process.start("sweep", *flags)
     tools_test.wait_for_step(process, folder / "base", 10)
     process.send_signal(signal.SIGTERM)
-    code, stdout, lines = tools_test.finish(process)
+    code, stdout, lines = tool_process.finish(process)
     assert code == 1
     assert stdout.splitlines()[0] == "unfinished base"
     assert lines == ["WARNING: stopped; the same command continues"]
@@ -564,7 +565,7 @@ def test_a_sweep_stopped_and_continued(tmp_path):
     assert 10 <= stopped < 40 * tiny.STEPS_PER_EPOCH
     assert not (folder / "contrastive").exists()
 
-    code, stdout, lines = tools_test.call("sweep", *flags)
+    code, stdout, lines = tool_process.call("sweep", *flags)
     assert (code, lines) == (0, [])
     assert [line[:16] for line in stdout.splitlines()] == [
         "done       base:",
@@ -584,9 +585,9 @@ def test_a_sweep_stopped_and_continued(tmp_path):
 
     # A third time there is nothing left to do.
     logs = [path.read_text() for path in sorted(folder.glob("*/log.txt"))]
-    code, _, _ = tools_test.call("sweep", *flags)
+    code, _, _ = tool_process.call("sweep", *flags)
     assert code == 0
     assert logs == [p.read_text() for p in sorted(folder.glob("*/log.txt"))]
-    code, stdout, lines = tools_test.call("sweep", *flags, "--epochs=41")
+    code, stdout, lines = tool_process.call("sweep", *flags, "--epochs=41")
     assert (code, stdout, len(lines)) == (2, "", 1)
     assert "epochs was 40.0 and now is 41.0" in lines[0]

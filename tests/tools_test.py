@@ -1,13 +1,9 @@
 """Tests of the commands, each in a process of its own as users run them."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +11,14 @@ import small_sets
 import tensorflow as tf
 import tiny
 from PIL import Image
+from tool_process import assert_mistake
+from tool_process import call
+from tool_process import finish
+from tool_process import start
 
 import ressl_tf
 from ressl_tf import workdir as workdir_lib
 
-ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = "--config=configs/photos.py:quick"
 EPOCHS = 30
 VOC_OTHERS = (
@@ -27,32 +26,6 @@ VOC_OTHERS = (
     "motorbike pottedplant sheep sofa train tvmonitor"
 ).split()
 TOTAL = EPOCHS * tiny.STEPS_PER_EPOCH
-
-
-def start(tool, *flags):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
-    return subprocess.Popen(
-        [sys.executable, "-m", f"tools.{tool}", *map(str, flags)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """Exit code, stdout and the lines of stderr, which are all ours."""
-    stdout, stderr = process.communicate(timeout=300)
-    lines = stderr.splitlines()
-    for line in lines:
-        assert line.startswith(("INFO: ", "WARNING: ", "error: ")), stderr
-    return process.returncode, stdout, lines
-
-
-def call(tool, *flags):
-    return finish(start(tool, *flags))
 
 
 def settings(source):
@@ -78,8 +51,9 @@ def source(tmp_path_factory):
 def whole(source, tmp_path_factory):
     """The folder of a run that nobody interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    code, stdout, lines = call(
-        "pretrain", *settings(source), f"--workdir={workdir}"
+    # A command from scratch: not a word of what TensorFlow says at first.
+    code, stdout, lines = finish(
+        start("pretrain", *settings(source), f"--workdir={workdir}")
     )
     assert code == 0, lines
     # One line an epoch, then two of result; nothing else, and no warning.
@@ -299,14 +273,6 @@ def test_convert_there_and_back(whole, tmp_path):
 def test_mistakes_in_convert_are_one_line(flags, parts):
     output = [] if any("--output" in f for f in flags) else ["--output=y.keras"]
     assert_mistake(call("convert", *flags, *output), *parts)
-
-
-def assert_mistake(result, *parts):
-    code, stdout, lines = result
-    assert (code, len(lines), stdout) == (2, 1, ""), lines
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 def test_transfer(whole, tmp_path):

@@ -1,38 +1,17 @@
 """Tests of tools.visualize, tools.report and what they show side by side."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from tool_process import assert_mistake
+from tool_process import call
 
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.evaluation.visualize import gallery as gallery_lib
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def call(tool, *flags):
-    """Exit code, stdout and the lines of stderr, which are all ours."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
-    result = subprocess.run(
-        [sys.executable, "-m", f"tools.{tool}", *map(str, flags)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    lines = result.stderr.splitlines()
-    for line in lines:
-        assert line.startswith(("INFO: ", "WARNING: ", "error: ")), lines
-    return result.returncode, result.stdout, lines
 
 
 class FakeEncoder:
@@ -250,11 +229,7 @@ def test_a_run_without_a_checkpoint_has_curves(runs, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(tool, flags, parts):
-    code, stdout, lines = call(tool, *flags)
-    assert (code, stdout, len(lines)) == (2, "", 1)
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
+    assert_mistake(call(tool, *flags), *parts)
 
 
 @pytest.mark.parametrize(
