@@ -1,4 +1,5 @@
 import gc
+import sys
 import weakref
 
 import numpy as np
@@ -157,11 +158,15 @@ def test_half_precision_features_become_float32():
     assert extract_features(encoder, make_images(2)).dtype == np.float32
 
 
-def test_progress_prints_and_changes_nothing(capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_prints_and_changes_nothing(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     encoder = make_encoder()
     images = make_images(5)
     features = extract_features(encoder, images, batch_size=2, progress=True)
-    assert "5/5" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    # Drawn at most ten times a second: the first is sure to be seen.
+    assert ("0/5" in printed.err) == terminal and not printed.out
     np.testing.assert_array_equal(
         features, extract_features(encoder, images, batch_size=2)
     )

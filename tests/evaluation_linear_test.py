@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -254,12 +256,14 @@ def test_divergence_names_the_cause():
         )
 
 
-def test_probe_progress(capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_probe_progress(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     data = make_blobs(40, 10, 4, spread=0.7)
     linear_probe(*data, num_classes=4, epochs=2, progress=True)
-    printed = capsys.readouterr().out
-    assert "2/2" in printed
-    assert "loss" in printed
+    printed = capsys.readouterr().err
+    assert ("0/2" in printed and "loss" in printed) == terminal
+    assert terminal or not printed
 
 
 @pytest.mark.parametrize("num_classes", [2, 4, 7])

@@ -5,6 +5,7 @@ Shapes use N for images, H and W for their size and C for features.
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 from tensorflow import keras
 
 
@@ -79,17 +80,23 @@ class FeatureExtractor:
         Returns:
             float32 array (N, C), one row for each image that came.
         """
-        bar = keras.utils.Progbar(num_images) if progress else None
         features, stop = None, 0
-        for images in batches:
-            encode = self._function(tuple(images.shape[1:]))
-            batch = encode(tf.convert_to_tensor(images)).numpy()
-            if features is None:
-                features = np.empty((num_images, batch.shape[1]), np.float32)
-            start, stop = stop, stop + len(batch)
-            features[start:stop] = batch
-            if bar is not None:
-                bar.update(stop)
+        with tqdm.tqdm(
+            desc="features",
+            total=num_images,
+            unit="image",
+            disable=None if progress else True,
+            leave=False,
+        ) as bar:
+            for images in batches:
+                encode = self._function(tuple(images.shape[1:]))
+                batch = encode(tf.convert_to_tensor(images)).numpy()
+                if features is None:
+                    shape = (num_images, batch.shape[1])
+                    features = np.empty(shape, np.float32)
+                start, stop = stop, stop + len(batch)
+                features[start:stop] = batch
+                bar.update(len(batch))
         return features[:stop]
 
     def _function(self, image_shape):

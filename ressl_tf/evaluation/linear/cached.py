@@ -5,7 +5,7 @@ Shapes use N for images, M for test images, C for features.
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
+import tqdm
 
 from ressl_tf.evaluation.features import check_positive_integer
 from ressl_tf.evaluation.linear.heads import SoftmaxHeads
@@ -141,10 +141,14 @@ def linear_probes(
 
     # Or TensorFlow would warn of a function that is traced for every probe.
     train_epoch = train_epoch.get_concrete_function()
-    bar = None
-    if progress:
-        bar = keras.utils.Progbar(epochs, stateful_metrics=["loss"])
-    for epoch in range(epochs):
+    bar = tqdm.trange(
+        epochs,
+        desc="linear probe",
+        unit="epoch",
+        disable=None if progress else True,
+        leave=False,
+    )
+    for epoch in bar:
         order = epoch_order(len(labels), seed, epoch)
         factor = decay ** sum(epoch >= milestone for milestone in milestones)
         losses = train_epoch(
@@ -152,9 +156,8 @@ def linear_probes(
         )
         if not np.isfinite(losses).any():
             break
-        if bar is not None:
-            loss = np.nanmin(losses) / len(labels)
-            bar.update(epoch + 1, [("loss", loss)])
+        bar.set_postfix(loss=np.nanmin(losses) / len(labels))
+    bar.close()
     weights = heads.weights()
     if not any(weights):
         raise ValueError(
