@@ -170,6 +170,19 @@ def test_evaluation_and_export(whole, tmp_path):
         in (table)
     )
 
+    # Those of another call are kept, of the same weights.
+    code, stdout, lines = call(
+        "linear_probe",
+        f"--workdir={whole}",
+        "--branch=teacher",
+        "--solvers=lbfgs",
+    )
+    assert code == 0 and "(lbfgs)" in stdout and "(sgd)" not in stdout
+    again = json.loads(
+        (whole / "eval" / "linear_probe_teacher.json").read_text()
+    )
+    assert again == result
+
     code, stdout, lines = call(
         "finetune",
         f"--workdir={whole}",
