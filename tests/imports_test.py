@@ -30,6 +30,7 @@ ORDER = (
     "export",
     "interop",
     "evaluation",
+    "search",
     "monitor",
     "train",
     "scaling",
