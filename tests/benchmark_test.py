@@ -567,7 +567,7 @@ def test_benchmark_command(tmp_path):
         (
             [],
             "input, step, precision, end_to_end, queue, memory, host, "
-            "evaluation. Received: none",
+            "evaluation, consumers. Received: none",
         ),
         (["queues"], "Received: queues"),
         (["--rounds=2", "queue", "stray"], "Received: queue stray"),

@@ -8,6 +8,7 @@ python -m tools.benchmark queue
 python -m tools.benchmark memory
 python -m tools.benchmark host --images=FOLDER
 python -m tools.benchmark evaluation
+python -m tools.benchmark consumers --workdir=DIR/export/NAME
 
 Prints a table; --json=FILE writes the numbers, too. Ratios are taken within
 one run: on a machine that others use, absolute times say little.
@@ -29,6 +30,9 @@ ROUNDS = flags.DEFINE_integer(
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "For host and input: folder of JPEG files."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "For consumers: an export (DIR/export/NAME)."
 )
 SIZES = flags.DEFINE_list("sizes", "32,224", "For input: sizes of the views.")
 STEPS = flags.DEFINE_integer(
@@ -109,6 +113,18 @@ def measure_evaluation():
     return evaluation, evaluation.measure(_setup(batch_size=256), ROUNDS.value)
 
 
+def measure_consumers():
+    from ressl_tf.benchmark import consumers
+
+    if WORKDIR.value is None:
+        raise ValueError(
+            "`--workdir` must be an export (DIR/export/NAME). Received: none"
+        )
+    return consumers, consumers.measure(
+        WORKDIR.value, ROUNDS.value, make_torch=_make_torch
+    )
+
+
 SUBJECTS = {
     "input": measure_input,
     "step": measure_step,
@@ -118,6 +134,7 @@ SUBJECTS = {
     "memory": measure_memory,
     "host": measure_host,
     "evaluation": measure_evaluation,
+    "consumers": measure_consumers,
 }
 
 
@@ -126,6 +143,17 @@ def main(subject):
     print(module.table(result))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _make_torch(name, width, stem):
+    """A ResNet in torch, of the tests, which have every width and stem."""
+    try:
+        from tests import torch_networks
+    except ImportError:  # installed without them
+        return None
+    if name not in torch_networks.RESNETS:
+        return None
+    return torch_networks.ResNet(name, None, width, stem)
 
 
 def _queue_sizes(default):

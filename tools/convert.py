@@ -1,14 +1,20 @@
-"""Weights to and from PyTorch: torchvision, timm, detectron2.
+"""Weights to and from PyTorch; exports to ONNX and LiteRT.
 
     python -m tools.convert --workdir=DIR --output=resnet50.safetensors
     python -m tools.convert --workdir=DIR --layout=detectron2 --output=r50.pkl
     python -m tools.convert --input=resnet50.pth --backbone=resnet50 \
         --output=encoder.keras
+    python -m tools.convert --workdir=DIR/export/encoder --output=encoder.onnx
+    python -m tools.convert --workdir=DIR/export/encoder \
+        --output=encoder.tflite --float16
 
-The first two write the backbone of a run, an export or a `.keras` file; the
-third one makes an encoder of somebody else's weights, for `tools.knn`,
-`tools.linear_probe` and `ressl_tf.load_encoder`.
+The first two write the backbone of a run, an export or a `.keras` file, named
+as torchvision, timm or detectron2 do; the third one makes an encoder of
+somebody else's weights, for `tools.knn`, `tools.linear_probe` and
+`ressl_tf.load_encoder`. The last two write an export with its preprocessing.
 """
+
+import os
 
 from absl import flags
 
@@ -29,7 +35,8 @@ OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "With --workdir: .safetensors, .npz, .pth (with torch installed) or .pkl "
-    "(for detectron2). With --input: a .keras file.",
+    "(for detectron2); of an export also .onnx (with tf2onnx installed) or "
+    ".tflite. With --input: a .keras file.",
     required=True,
 )
 LAYOUT = flags.DEFINE_enum(
@@ -40,6 +47,9 @@ LAYOUT = flags.DEFINE_enum(
 )
 BRANCH = flags.DEFINE_enum(
     "branch", "student", ["student", "teacher"], "Which network of a run."
+)
+FLOAT16 = flags.DEFINE_bool(
+    "float16", False, "For .tflite: store weights in half precision."
 )
 PREFIX = flags.DEFINE_string(
     "prefix",
@@ -72,10 +82,32 @@ def main():
             "read weights. "
             f"Received: --workdir={WORKDIR.value}, --input={INPUT.value}"
         )
-    if INPUT.value is None:
-        write()
-    else:
+    if FLOAT16.value and not OUTPUT.value.endswith(".tflite"):
+        raise ValueError(
+            "`--float16` is for an `--output` that ends in .tflite alone. "
+            f"Received: --output={OUTPUT.value}"
+        )
+    if INPUT.value is not None:
         read()
+    elif OUTPUT.value.endswith((".onnx", ".tflite")):
+        write_format()
+    else:
+        write()
+
+
+def write_format():
+    from ressl_tf import interop
+
+    if LAYOUT.value is not None:
+        raise ValueError(
+            "`--layout` is for weights, not for .onnx and .tflite. "
+            f"Received: --layout={LAYOUT.value}, --output={OUTPUT.value}"
+        )
+    if OUTPUT.value.endswith(".onnx"):
+        interop.to_onnx(WORKDIR.value, OUTPUT.value)
+    else:
+        interop.to_litert(WORKDIR.value, OUTPUT.value, FLOAT16.value)
+    print(f"{OUTPUT.value}: {os.path.getsize(OUTPUT.value):,} bytes")
 
 
 def write():
