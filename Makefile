@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable ".[test,torch]"
+	$(RUN) -m pip install --quiet --editable ".[test,torch,consumers]"
 	touch $@
 
 $(VENV)-keras2/.installed $(VENV)-addons/.installed: \

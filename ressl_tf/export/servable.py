@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from ressl_tf import keras_compat
 from ressl_tf import losses
 from ressl_tf.data import decoding
 
@@ -34,7 +35,17 @@ class Servable(tf.Module):
         shorter_side=None,
     ):
         super().__init__()
-        self.encoder, self.projector = encoder, projector
+        # TensorFlow's variables alone are tracked, not Keras 3's around them:
+        # with these, what a session restores (TensorFlow Serving does) are
+        # copies, and the signatures find variables without values.
+        object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "projector", projector)
+        self.weights = [
+            keras_compat.tf_variable(variable)
+            for network in (encoder, projector)
+            if network is not None
+            for variable in network.weights
+        ]
         shape = encoder.input_shape
         self.size = shape[1]
         self.shorter_side = shorter_side or self.size
