@@ -149,7 +149,7 @@ def test_two_runs_side_by_side(runs, tmp_path):
     )
     assert (code, lines) == (0, [])
     for name in ("a", "b"):
-        assert f"\n{name}: k-NN accuracy " in stdout
+        assert f"\n{name}: k-NN accuracy " in f"\n{stdout}"
     pictures = [output / f"{x}.png" for x in ("tsne", "neighbours", "curves")]
     assert stdout.splitlines()[-3:] == [str(path) for path in pictures]
     assert {path.name for path in output.iterdir()} == {
