@@ -118,6 +118,11 @@ def read_config(workdir):
     return json.loads(path.read_text())
 
 
+def result_name(name, branch):
+    """The name of a result's files: the teacher's go beside the student's."""
+    return name if branch == "student" else f"{name}_{branch}"
+
+
 @contextlib.contextmanager
 def replaced(path):
     """The path of a file to write that then takes the place of `path`.

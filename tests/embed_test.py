@@ -1,4 +1,4 @@
-"""Tests of ressl_tf.export.clients and tools.embed, over real REST and gRPC.
+"""Tests of ressl_tf.embedding and tools.embed, over real REST and gRPC.
 
 The servers here run the exported SavedModel and speak TensorFlow Serving's
 protocols, with its own stubs and its own words for errors.
@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+import urllib.request
 from concurrent import futures
 
 import grpc
@@ -30,12 +31,12 @@ from tool_process import assert_mistake
 from tool_process import call
 from tool_process import start
 
+from ressl_tf import embedding
 from ressl_tf import export
 from ressl_tf import losses
 from ressl_tf import recipe
 from ressl_tf import workdir as workdir_lib
 from ressl_tf.data import decoding
-from ressl_tf.export import clients
 
 SIZES = [(16, 16), (40, 23), (17, 50), (30, 30), (20, 64), (33, 16), (24, 24)]
 KERAS_FILE = "export/encoder/1/assets.extra/encoder.keras"
@@ -228,7 +229,7 @@ def make_handler(models):
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
     tiny.lighten(monkeypatch)
-    monkeypatch.setattr(clients, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(embedding.server, "_FIRST_WAIT", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -263,7 +264,7 @@ def run(finished):
 def opened(run):
     """A function from a path in the run and options to a `LocalClient`."""
     return functools.cache(
-        lambda path, **options: clients.LocalClient(run / path, **options)
+        lambda path, **options: embedding.LocalClient(run / path, **options)
     )
 
 
@@ -413,7 +414,7 @@ def test_models_here(opened, contents, expected, path, options, side, branch):
     "name, side, branch", [("encoder", 20, "student"), ("plain", 16, "teacher")]
 )
 def test_models_of_a_server(address, contents, expected, name, side, branch):
-    client = clients.connect(f"{address}/", name)
+    client = embedding.connect(f"{address}/", name)
     assert_embedded(client, contents, expected[side, branch])
 
 
@@ -428,9 +429,9 @@ def test_projections_here(opened, contents, expected):
 
 
 def test_projections_of_a_server(address, contents, expected):
-    client = clients.connect(address, output_name="projection")
+    client = embedding.connect(address, output_name="projection")
     assert_embedded(client, contents, expected["projection"])
-    client = clients.connect(address, "plain", output_name="projection")
+    client = embedding.connect(address, "plain", output_name="projection")
     with pytest.raises(ValueError, match=NO_PROJECTION):
         client(contents)
 
@@ -439,18 +440,18 @@ def test_projections_of_a_server(address, contents, expected):
 def client(request, opened, models, models_and_addresses):
     if request.param == "local":
         return opened("export/encoder")
-    return clients.connect(models_and_addresses[1][request.param])
+    return embedding.connect(models_and_addresses[1][request.param])
 
 
 def test_unreadable_images_are_left_out(client, contents, expected):
     bad = [b"no image", b"", contents[0][:-30]]
     files = [bad[0], *contents[:3], bad[1], *contents[3:], bad[2]]
-    rows, places = clients.embed_readable(client, files)
+    rows, places = embedding.embed_readable(client, files)
     assert places == [1, 2, 3, *range(5, 9)]
     np.testing.assert_allclose(rows, expected[20, "student"], atol=1e-5)
-    rows, places = clients.embed_readable(client, bad)
+    rows, places = embedding.embed_readable(client, bad)
     assert (len(rows), places) == (0, [])
-    with pytest.raises(clients.UnreadableImages) as caught:
+    with pytest.raises(embedding.UnreadableImages) as caught:
         client(files)
     assert caught.value.indices == [0, 4, 9]
 
@@ -458,10 +459,10 @@ def test_unreadable_images_are_left_out(client, contents, expected):
 def test_more_unreadable_images_than_an_error_names(opened, contents, expected):
     client = opened("export/encoder")
     files = [b"", contents[0], *[b""] * 108, contents[1]]
-    with pytest.raises(clients.UnreadableImages) as caught:
+    with pytest.raises(embedding.UnreadableImages) as caught:
         client(files)
     assert len(caught.value.indices) == 100
-    rows, places = clients.embed_readable(client, files)
+    rows, places = embedding.embed_readable(client, files)
     assert places == [1, 110]
     np.testing.assert_allclose(rows, expected[20, "student"][:2], atol=1e-5)
 
@@ -474,13 +475,13 @@ def test_anothers_unreadable_image_costs_none_of_ours(indices):
     def client(files):
         batches.append(files)
         if len(batches) == 1:
-            raise clients.UnreadableImages(indices)
+            raise embedding.UnreadableImages(indices)
         if b"bad" in files:
-            raise clients.UnreadableImages([files.index(b"bad")])
+            raise embedding.UnreadableImages([files.index(b"bad")])
         return np.array([[len(file)] for file in files], np.float32)
 
     files = [b"1", b"22", b"bad", b"4444"]
-    rows, places = clients.embed_readable(client, files)
+    rows, places = embedding.embed_readable(client, files)
     assert (rows.tolist(), places) == ([[1], [2], [4]], [0, 1, 3])
     # Alone, and again: once may have been another's.
     assert batches.count([b"bad"]) == 2
@@ -497,10 +498,12 @@ def test_a_server_that_fails_is_asked_again(
             raise Failure(code, "queue is\nfull")
 
     models.before = fail
-    client = clients.connect(address, retries=2)
+    client = embedding.connect(address, retries=2)
     if address.startswith("grpc") and code == grpc.StatusCode.INTERNAL:
         # A failure of its own, which no other try mends.
-        with pytest.raises(clients.ServerError, match="refuses: queue is full"):
+        with pytest.raises(
+            embedding.ServerError, match="refuses: queue is full"
+        ):
             client(contents)
         assert len(models.requests) == 1
         return
@@ -514,9 +517,10 @@ def test_a_server_that_fails_is_asked_again(
     ]
     models.reset()
     models.before = fail
-    client = clients.connect(address, retries=1)
+    client = embedding.connect(address, retries=1)
     with pytest.raises(
-        clients.ServerError, match=f"^{address} cannot .*2 tries: queue is full"
+        embedding.ServerError,
+        match=f"^{address} cannot .*2 tries: queue is full",
     ):
         client(contents)
     assert len(models.requests) == 2
@@ -524,10 +528,10 @@ def test_a_server_that_fails_is_asked_again(
 
 def test_a_server_that_takes_too_long(models, address, contents):
     models.before = lambda count: time.sleep(1)
-    client = clients.connect(address, retries=0, timeout=0.2)
+    client = embedding.connect(address, retries=0, timeout=0.2)
     begin = time.monotonic()
     with pytest.raises(
-        clients.ServerError, match="in 1 tries: .*(timed out|Deadline)"
+        embedding.ServerError, match="in 1 tries: .*(timed out|Deadline)"
     ):
         client(contents)
     assert time.monotonic() - begin < 0.9
@@ -535,28 +539,32 @@ def test_a_server_that_takes_too_long(models, address, contents):
 
 def test_what_a_server_does_not_have(models, address, contents, saved):
     with pytest.raises(ValueError, match="name='nobody'.*nobody"):
-        clients.connect(address, "nobody")(contents)
+        embedding.connect(address, "nobody")(contents)
     with pytest.raises(ValueError, match="name='encoder', version=7.*found"):
-        clients.connect(address, version=7)(contents)
+        embedding.connect(address, version=7)(contents)
     models.loaded["bare"] = {1: tf.Module()}
     models.loaded["bare"][1].signatures = {}
     with pytest.raises(ValueError, match="'serve_bytes'.*name='bare'.*not fou"):
-        clients.connect(address, "bare")(contents)
+        embedding.connect(address, "bare")(contents)
     models.state = "LOADING"
     with pytest.raises(
-        clients.ServerError, match=r"no version of 'encoder'.*\(1: LOADING\)"
+        embedding.ServerError, match=r"no version of 'encoder'.*\(1: LOADING\)"
     ):
-        clients.connect(address, retries=1)
+        embedding.connect(address, retries=1)
 
 
 def test_nobody_there(models, rest):
     for address in ("http://127.0.0.1:1", "grpc://127.0.0.1:1"):
-        with pytest.raises(clients.ServerError, match=f"^{address} cannot be"):
-            clients.connect(address, retries=1)
+        with pytest.raises(
+            embedding.ServerError, match=f"^{address} cannot be"
+        ):
+            embedding.connect(address, retries=1)
     # REST where gRPC is spoken.
     port = rest.rpartition(":")[2]
-    with pytest.raises(clients.ServerError, match=f"{port} cannot be reached"):
-        clients.connect(f"grpc://127.0.0.1:{port}", retries=0, timeout=2.0)
+    with pytest.raises(
+        embedding.ServerError, match=f"{port} cannot be reached"
+    ):
+        embedding.connect(f"grpc://127.0.0.1:{port}", retries=0, timeout=2.0)
 
 
 @pytest.mark.parametrize(
@@ -575,22 +583,22 @@ def test_what_is_no_tensorflow_serving(monkeypatch, body, message):
     def answer(*args, **kwargs):
         yield io.BytesIO(body)
 
-    monkeypatch.setattr(clients.urllib.request, "urlopen", answer)
-    client = clients.connect("http://127.0.0.1:1", version=1)
-    with pytest.raises(clients.ServerError, match=message):
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    client = embedding.connect("http://127.0.0.1:1", version=1)
+    with pytest.raises(embedding.ServerError, match=message):
         client([b"", b""])
 
 
 def test_all_requests_name_the_version_of_the_first(
     models, address, contents, expected
 ):
-    client = clients.connect(address)
+    client = embedding.connect(address)
     assert client.plan["version"] == 1
     models.loaded["encoder"][2] = models.loaded["plain"][1]
     found = client(contents)
     np.testing.assert_allclose(found, expected[20, "student"], atol=1e-5)
     assert models.requests == [(1, 7)]
-    client = clients.connect(address)
+    client = embedding.connect(address)
     assert client.plan["version"] == 2
     found = client(contents)
     np.testing.assert_allclose(found, expected[16, "teacher"], atol=1e-5)
@@ -603,7 +611,7 @@ def test_a_server_that_does_not_tell_its_versions(
         raise Failure(grpc.StatusCode.UNIMPLEMENTED, "Not Found")
 
     monkeypatch.setattr(models, "versions", no_versions)
-    client = clients.connect(address)
+    client = embedding.connect(address)
     assert client.plan["version"] is None
     found = client(contents)
     np.testing.assert_allclose(found, expected[20, "student"], atol=1e-5)
@@ -612,7 +620,7 @@ def test_a_server_that_does_not_tell_its_versions(
 
 def test_the_plan_is_the_models(run, opened, tmp_path):
     def plan(path, **options):
-        return clients.LocalClient(path, **options).plan
+        return embedding.LocalClient(path, **options).plan
 
     models = [
         opened(""),
@@ -656,7 +664,7 @@ def test_the_plan_is_the_models(run, opened, tmp_path):
 )
 def test_wrong_models(run, path, options, message):
     with pytest.raises(ValueError, match=message):
-        clients.LocalClient(run / path, **options)
+        embedding.LocalClient(run / path, **options)
 
 
 @pytest.mark.parametrize(
@@ -675,7 +683,7 @@ def test_wrong_addresses(server):
     with pytest.raises(
         ValueError, match=f"`server` must be.*server='{server}'"
     ):
-        clients.connect(server)
+        embedding.connect(server)
 
 
 @pytest.mark.parametrize("way", ["model", "rest", "grpc"])

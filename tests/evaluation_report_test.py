@@ -3,13 +3,12 @@
 import html.parser
 import json
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from browser import launched
 from PIL import Image
 
 from configs import cifar10
@@ -539,19 +538,10 @@ def test_not_a_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def find_chromium(playwright):
-    own = playwright.chromium.executable_path
-    if Path(own).exists():
-        return own
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(tmp_path, width, scheme):
     """Nothing is requested, nothing complains, nothing sticks out."""
-    api = pytest.importorskip("playwright.sync_api")
     folder = make_whole(
         tmp_path, changes={"data.source": "folder:" + "long/" * 60 + HOSTILE}
     )
@@ -559,14 +549,7 @@ def test_in_a_browser(tmp_path, width, scheme):
     write_result(folder, "wide", {"a": wide, "b": wide})
     Image.new("RGB", (2000, 300)).save(folder / "eval" / "wide.png")
     path = report.write_report(folder)
-    with api.sync_playwright() as playwright:
-        executable = find_chromium(playwright)
-        if executable is None:
-            pytest.skip("no Chromium")
-        # Without a sandbox: containers have none, and the page is ours.
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox"]
-        )
+    with launched() as browser:
         page = browser.new_page(
             viewport={"width": width, "height": 844}, color_scheme=scheme
         )
@@ -586,7 +569,6 @@ def test_in_a_browser(tmp_path, width, scheme):
         )
         page.click("#config summary")
         is_visible = page.is_visible("text=method.queue_size")
-        browser.close()
     assert [url for url in requests if not url.startswith("data:")] == [
         path.as_uri()
     ]

@@ -28,6 +28,7 @@ ORDER = (
     "workdir",
     "environment",
     "export",
+    "embedding",
     "interop",
     "evaluation",
     "search",

@@ -4,12 +4,11 @@ import base64
 import contextlib
 import io
 import json
-import shutil
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import launched
 from PIL import Image
 
 from ressl_tf import data
@@ -54,32 +53,10 @@ def running(labelled=True):
             thread.join()
 
 
-def find_chromium(playwright):
-    own = playwright.chromium.executable_path
-    if Path(own).exists():
-        return own
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        executable = find_chromium(playwright)
-        if executable is None:
-            pytest.skip("no Chromium")
-        # Without a sandbox: containers have none, and the page is ours.
-        browser = playwright.chromium.launch(
-            executable_path=executable,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-            ],
-        )
-        yield browser
-        browser.close()
+    with launched() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -54,12 +54,10 @@ for line in sys.stdin:
 
 def start(tool, *flags):
     """A command as a user starts it, a `subprocess.Popen`."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
     return subprocess.Popen(
         [sys.executable, "-m", f"tools.{tool}", *map(str, flags)],
         cwd=ROOT,
-        env=environment,
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -95,16 +93,20 @@ def call(tool, *flags):
 @functools.cache
 def _server():
     """The process that is forked; it ends with this one, at its stdin's end."""
-    environment = dict(os.environ)
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.Popen(
         [sys.executable, "-c", _SERVER, str(ROOT)],
         cwd=ROOT,
-        env=environment,
+        env=_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def _environment():
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
+    return environment
 
 
 def _lines(stderr):

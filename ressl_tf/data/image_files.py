@@ -98,14 +98,15 @@ def _class_folders(base):
     if not base.is_dir():
         return {}
     found = {
-        entry.name: _image_files(entry)
+        entry.name: images_below(entry)
         for entry in base.iterdir()
         if entry.is_dir() and not entry.name.startswith(".")
     }
     return {name: files for name, files in found.items() if files}
 
 
-def _image_files(folder):
+def images_below(folder):
+    """The image files in a folder and in folders below it, sorted."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

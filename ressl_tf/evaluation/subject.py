@@ -62,7 +62,7 @@ class Encoder:
 
         The teacher's numbers go beside the student's, not over them.
         """
-        return name if self.branch == "student" else f"{name}_{self.branch}"
+        return workdir_lib.result_name(name, self.branch)
 
     def read(self, tool, plan):
         """What `write` wrote of this encoder by the same plan, or None.
@@ -209,12 +209,7 @@ def open_encoder(path, branch=None):
         return Encoder(
             path, branch, encode, model.weights, model.input_shape[1], config
         )
-    card = export.read_card(version)
-    if branch not in (None, card["branch"]):
-        raise ValueError(
-            f"`branch` must be what was exported, {card['branch']!r}: "
-            f"export the other one first. Received: branch={branch!r}"
-        )
+    card = export.read_card(version, branch)
     encode, size = export.load_servable(version)
     return Encoder(
         path, card["branch"], encode, encode.variables, size, card["config"]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_tf import keras_compat
+from ressl_tf import workdir as workdir_lib
 from ressl_tf.export import layout
 from ressl_tf.version import __version__
 
@@ -107,10 +108,13 @@ def find_results(workdir, branch, weights):
     Returns:
         List of {"protocol", "source", "accuracy": 0 to 1}.
     """
-    suffix = "" if branch == "student" else f"_{branch}"
     found = []
     for stem, (protocol, parts) in _PROTOCOLS.items():
-        path = Path(workdir) / "eval" / f"{stem}{suffix}.json"
+        path = (
+            Path(workdir)
+            / "eval"
+            / f"{workdir_lib.result_name(stem, branch)}.json"
+        )
         try:
             result = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -128,11 +132,16 @@ def find_results(workdir, branch, weights):
     return found
 
 
-def read_card(version):
+def read_card(version, branch=None):
     """The model card of an export's version.
 
+    Args:
+        version: path of the version.
+        branch: that it has to be of. Defaults to None: of either.
+
     Raises:
-        ValueError: if there is none, or it is of a newer ressl_tf.
+        ValueError: if there is none, it is of a newer ressl_tf, or of the
+            other branch.
     """
     path = Path(version) / layout.EXTRA / layout.CARD
     if not path.is_file():
@@ -148,6 +157,11 @@ def read_card(version):
             f"{__version__} reads ({FORMAT}): update ressl_tf. Received: "
             f"path={str(version)!r}, of format {card['format']}, written by "
             f"ressl_tf {card['versions']['ressl_tf']}"
+        )
+    if branch not in (None, card["branch"]):
+        raise ValueError(
+            f"`branch` must be what was exported, {card['branch']!r}: "
+            f"export the other one first. Received: branch={branch!r}"
         )
     return card
 

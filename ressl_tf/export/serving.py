@@ -33,7 +33,7 @@ def write_warm_up(folder, name, servable):
         name: of the model.
         servable: its `Servable`.
     """
-    # The wire format is what counts; the package pins TensorFlow's version.
+    # Loads gRPC, which nobody else needs.
     from tensorflow_serving.apis import prediction_log_pb2
 
     size = servable.size
