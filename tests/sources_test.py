@@ -75,8 +75,8 @@ def test_photos_of_another_size(photos):
 def test_photo_corners_split_the_columns(width):
     edge = width * 7 // 10
     for class_index in range(16):
-        train = sources.photo_corners(width, 300, class_index, "train", 500)
-        test = sources.photo_corners(width, 300, class_index, "test", 100)
+        train = sources.photos.corners_of(width, 300, class_index, "train", 500)
+        test = sources.photos.corners_of(width, 300, class_index, "test", 100)
         assert train[0].min() >= 0 and train[0].max() + 48 <= edge
         assert test[0].min() >= edge and test[0].max() + 48 <= width
         for _, tops in (train, test):
@@ -91,13 +91,13 @@ def test_photos_share_no_pixel_between_splits(monkeypatch, tmp_path):
     picture[:, 140:] = 255
     Image.fromarray(picture).save(tmp_path / "picture.png")
     paths = [tmp_path / "picture.png"] * 16
-    monkeypatch.setattr(sources, "_photo_paths", lambda: paths)
+    monkeypatch.setattr(sources.photos, "_paths", lambda: paths)
     assert np.all(sources.load("photos", "train").images == 0)
     assert np.all(sources.load("photos", "test").images == 255)
 
 
 def test_a_missing_photo_is_named(monkeypatch):
-    monkeypatch.setattr(sources, "PHOTO_NAMES", ("astronaut", "nobody"))
+    monkeypatch.setattr(sources.photos, "NAMES", ("astronaut", "nobody"))
     with pytest.raises(ValueError, match="'nobody'.*missing"):
         sources.load("photos")
 
@@ -272,7 +272,7 @@ def test_tfds_errors(tfds_dir, source, split, match):
 
 def test_tfds_shards(tfds_dir):
     def shapes(name):
-        found = sources.tfds_shards(f"tfds:{name}", "train", tfds_dir)
+        found = sources.tfds.find_shards(name, "train", tfds_dir)
         assert sum(take for _, _, take in found.files) == 7
         assert found.name_key is None
         return found.image_shape
@@ -280,7 +280,7 @@ def test_tfds_shards(tfds_dir):
     assert shapes("ressltf_fixed") == (4, 6, 3)
     assert shapes("ressltf_varying") is None
     with pytest.raises(ValueError, match="feature 'image' of.*ressltf_text"):
-        sources.tfds_shards("tfds:ressltf_text", "train", tfds_dir)
+        sources.tfds.find_shards("ressltf_text", "train", tfds_dir)
 
 
 def test_cifar10():

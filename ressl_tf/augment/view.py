@@ -7,7 +7,6 @@ both, compiled. So a resumed, re-sharded or parallel run sees the same images.
 
 import contextlib
 import io
-import numbers
 import random
 
 import tensorflow as tf
@@ -19,78 +18,15 @@ from ressl_tf.augment import randaugment
 from ressl_tf.augment.choices import AllAtOnce
 from ressl_tf.augment.choices import OneByOne
 from ressl_tf.augment.draws import uniform
+from ressl_tf.augment.options import TUPLES
+from ressl_tf.augment.options import check_options
 
 # Under Keras 2, keras-cv announces its backend on stdout at import.
 with contextlib.redirect_stdout(io.StringIO()):
     import keras_cv
 
-_TUPLES = ("blur_sigma", "mean", "std")
 # What is drawn for crop and flip; the rest is for `View.distort`.
 _PLACE = ("crop", "box", "flip")
-
-
-def _check_options(option):
-    """Raises ValueError for the first option of `View` out of its range."""
-    number = numbers.Integral
-    size, kernel = option["size"], option["blur_kernel"]
-    area, low_high = option["min_area"], option["blur_sigma"]
-    mean, std = option["mean"], option["std"]
-    magnitude = option["randaugment_magnitude"]
-    rules = {
-        "a number of pixels, at least 1 (views are square)": {
-            "size": isinstance(size, number) and size >= 1
-        },
-        "a fraction of the image in (0, 1], `min_area` <= `max_area`": {
-            "min_area": 0 < area <= 1,
-            "max_area": area <= option["max_area"] <= 1,
-        },
-        "a probability in [0, 1] (0 switches the operation off)": {
-            name: 0 <= option[name] <= 1
-            for name in ("flip", "jitter", "grayscale", "blur", "solarize")
-        },
-        "a strength, at least 0 (0 changes nothing)": {
-            name: option[name] >= 0
-            for name in ("brightness", "contrast", "saturation")
-        },
-        "a fraction of a turn in [0, 0.5] (divide degrees by 360)": {
-            "hue": 0 <= option["hue"] <= 0.5
-        },
-        "a pair 0 < low <= high (repeat a value to fix it)": {
-            "blur_sigma": len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
-        },
-        "an odd number of taps, at least 1": {
-            "blur_kernel": isinstance(kernel, number)
-            and kernel % 2 == 1
-            and kernel >= 1
-        },
-        "a number of operations, 0 or more": {
-            "randaugment": isinstance(option["randaugment"], number)
-            and option["randaugment"] >= 0
-        },
-        f"an integer from 0 to {randaugment.MAX_MAGNITUDE}": {
-            "randaugment_magnitude": isinstance(magnitude, number)
-            and 0 <= magnitude <= randaugment.MAX_MAGNITUDE
-        },
-        "in [0, 1] (divide a threshold in 0-255 by 255)": {
-            "solarize_threshold": 0 <= option["solarize_threshold"] <= 1
-        },
-        "three numbers in (0, 1], for `mean` also 0 (divide by 255)": {
-            "mean": len(mean) == 3 and all(0 <= value <= 1 for value in mean),
-            "std": len(std) == 3 and all(0 < value <= 1 for value in std),
-        },
-    }
-    if option["blur"]:
-        rules[
-            f"below twice the view's size, {size}, or its edge cannot be "
-            "reflected (take a smaller kernel or blur=0)"
-        ] = {"blur_kernel": kernel // 2 < size}
-    for requirement, checks in rules.items():
-        for name, holds in checks.items():
-            if not holds:
-                raise ValueError(
-                    f"`{name}` must be {requirement}. "
-                    f"Received: {name}={option[name]!r}"
-                )
 
 
 def _check_images(images):
@@ -177,7 +113,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         options = dict(locals())
         for key in ("self", "name", "kwargs", "__class__"):
             del options[key]
-        _check_options(options)
+        check_options(options)
         # Whatever the mixed precision policy, images stay float32. keras-cv
         # takes its generator from a global one if the seed is None or 0, and
         # that one does not exist under op determinism.
@@ -190,7 +126,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             self._random_generator = tf.random.Generator.from_seed(seed)
         self._option_names = tuple(options)
         for key, value in options.items():
-            setattr(self, key, tuple(value) if key in _TUPLES else value)
+            setattr(self, key, tuple(value) if key in TUPLES else value)
 
     def draw(self, batch_size, seed, rows=None):
         """Draws all that does not depend on the images' size.
@@ -477,80 +413,5 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         The generator's state is not part of them.
         """
         config = {key: getattr(self, key) for key in self._option_names}
-        config |= {key: list(config[key]) for key in _TUPLES}
+        config |= {key: list(config[key]) for key in TUPLES}
         return {**super().get_config(), **config}
-
-
-def make_view(size, **options):
-    """Returns a `View`; its arguments are `View`'s."""
-    return View(size, **options)
-
-
-def make_views(size, *, crops=1, **options):
-    """Returns the views of one role, as `ReSSL` takes them: a tuple.
-
-    Multi-crop is several sizes, each with the areas it is cut from:
-
-        make_views((224, 96), min_area=(0.14, 0.05), max_area=(1.0, 0.429))
-
-    Args:
-        size: as in `View`, or a tuple with one value a view.
-        crops: number of views that differ in their random numbers alone.
-        **options: of `View`. Each may be a tuple of one value a view if `size`
-            is a tuple; options that are tuples in themselves are for all.
-
-    Raises:
-        ValueError: `crops` is below 1, or goes with several sizes, or tuples
-            differ in length; and as `View`.
-    """
-    if not isinstance(crops, numbers.Integral) or crops < 1:
-        raise ValueError(
-            "`crops` must be a number of views, at least 1. "
-            f"Received: crops={crops!r}"
-        )
-    if not isinstance(size, tuple | list):
-        return tuple(make_view(size, **options) for _ in range(crops))
-    if crops != 1:
-        raise ValueError(
-            "`crops` must not be given with one `size` a view: repeat sizes "
-            f"instead. Received: crops={crops}, size={size}"
-        )
-    views = []
-    for number, own in enumerate(size):
-        own_options = {}
-        for name, value in options.items():
-            if isinstance(value, tuple | list) and name not in _TUPLES:
-                if len(value) != len(size):
-                    raise ValueError(
-                        f"`{name}` must have one value, or one for each of "
-                        f"the {len(size)} sizes {tuple(size)}. "
-                        f"Received: {name}={value}"
-                    )
-                value = value[number]
-            own_options[name] = value
-        views.append(make_view(own, **own_options))
-    return tuple(views)
-
-
-def weak_view(size, **overrides):
-    """Returns the teacher's view: crop and flip."""
-    return make_view(size, **overrides)
-
-
-def strong_view(size, **overrides):
-    """Returns the student's view for small images (CIFAR to Tiny ImageNet).
-
-    Args:
-        size: height and width of the view in pixels.
-        **overrides: any other argument of `View`, instead of the value here.
-    """
-    options = {
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "jitter": 0.8,
-        "grayscale": 0.2,
-        "blur": 0.5,
-    }
-    return make_view(size, **{**options, **overrides})

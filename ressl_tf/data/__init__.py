@@ -1,11 +1,11 @@
 """From images on disk to batches of views.
 
-`sources` names the data sets, `image_files` reads whole folders, `decoding`
-decodes in the graph. `readers` (and `shard_reader`, of TFRecord files) say
-which images a step holds, in the `order` of a seed. `pipeline` makes batches
-of views, `service` has other machines make them, and `shards` writes what is
-streamed. `labelled` makes batches with labels, for probes; `multilabel` reads
-images with several.
+`sources` has a module for each kind of data set, `image_files` decodes whole
+folders, `decoding` decodes in the graph. `readers` (and `shard_reader`, of
+TFRecord files) say which images a step holds, in the `order` of a seed.
+`pipeline` makes batches of views, `service` has other machines make them, and
+`shards` writes what is streamed. `labelled` makes batches with labels, for
+probes; `multilabel` reads images with several.
 """
 
 from ressl_tf.data.decoding import BadImages

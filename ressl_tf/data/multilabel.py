@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ressl_tf.data.image_files import fit_square
-from ressl_tf.data.sources import tfds_builder
+from ressl_tf.data.sources.tfds import open_builder
 
 _CHUNK = 256
 
@@ -51,7 +51,7 @@ def load_voc2007(split, *, image_size, shorter_side=None, data_dir=None):
             f"`shorter_side` must be at least the image size, {image_size}. "
             f"Received: shorter_side={shorter_side}"
         )
-    builder = tfds_builder("voc/2007", data_dir)
+    builder = open_builder("voc/2007", data_dir)
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,

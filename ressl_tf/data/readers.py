@@ -32,6 +32,8 @@ from ressl_tf.data.order import stream_key
 from ressl_tf.data.shard_reader import DEFAULT_LANES
 from ressl_tf.data.shard_reader import Shard
 from ressl_tf.data.shard_reader import ShardReader
+from ressl_tf.data.sources import tfds
+from ressl_tf.data.sources.folder import folder_files
 
 __all__ = ["FileReader", "MemoryReader", "Shard", "ShardReader", "open_reader"]
 
@@ -84,7 +86,7 @@ def open_reader(
     kind, argument = sources.parse_source(source, split, image_size)
     if kind == "folder":
         return FileReader(
-            *sources.folder_files(argument, split), cache_bytes=cache_bytes
+            *folder_files(argument, split), cache_bytes=cache_bytes
         )
     if kind != "tfds":
         raise ValueError(
@@ -92,7 +94,7 @@ def open_reader(
             "write this one as shards first, with `python -m "
             f"tools.make_shards`. Received: source={source!r}"
         )
-    found = sources.tfds_shards(source, split, data_dir)
+    found = tfds.find_shards(argument, split, data_dir)
     return ShardReader(
         [Shard(*file) for file in found.files],
         set_name=argument,

@@ -28,6 +28,7 @@ from ressl_tf.data.decoding import BadImages
 from ressl_tf.data.image_files import default_max_bad
 from ressl_tf.data.image_files import fit_square
 from ressl_tf.data.image_files import to_rgb
+from ressl_tf.data.sources.folder import folder_files
 
 __all__ = ["write_shards"]
 
@@ -191,7 +192,7 @@ def _open_images(source, split, image_size, data_dir):
 
 def _open_files(source, split, image_size, keep_files):
     _, path = sources.parse_source(source, split)
-    files, labels, class_names = sources.folder_files(path, split)
+    files, labels, class_names = folder_files(path, split)
     labels = labels and list(labels)
     root = Path(path).expanduser()
     file_names = [file.relative_to(root).as_posix() for file in files]

@@ -11,6 +11,7 @@ from ressl_tf import data
 from ressl_tf import export
 from ressl_tf.data import image_files
 from ressl_tf.data import sources
+from ressl_tf.data.sources.folder import folder_files
 from ressl_tf.evaluation import visualize
 
 # What files that are not whole, or not what they were, end in.
@@ -129,7 +130,7 @@ def load_gallery(
         labels = None if found.labels is None else found.labels[rows]
         chosen = found._replace(images=found.images[rows], labels=labels)
         return chosen, source, split
-    files, labels, names = sources.folder_files(argument, split)
+    files, labels, names = folder_files(argument, split)
     labels = None if labels is None else np.asarray(labels, np.int64)
     rows = choose(labels, len(files))
     images, kept = image_files.decode_files(
