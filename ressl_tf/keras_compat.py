@@ -79,8 +79,12 @@ class Model(keras.Model):
             strategy = self.distribute_strategy
             replica_step = self.train_step
             if self.jit_compile and not self.run_eagerly:
-                replica_step = tf.function(replica_step, jit_compile=True)
+                replica_step = tf.function(
+                    replica_step, jit_compile=True, autograph=False
+                )
 
+            # As Keras' own: conversion takes seconds, and nothing needs it.
+            @tf.autograph.experimental.do_not_convert
             def one_step(batch):
                 logs = strategy.run(replica_step, args=(batch,))
                 return {

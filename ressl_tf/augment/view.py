@@ -287,7 +287,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             )
         return (colors.from_planes(planes) - self.mean) / self.std
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def distort_one_by_one(self, cropped, drawn):
         """`distort`, compiled, one image after the other: for CPUs."""
         drawn = {name: drawn[name] for name in drawn if name not in _PLACE}
@@ -368,7 +368,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         drawn = {name: drawn[name] for name in drawn if name not in _PLACE}
         return {"crop": tf.saturate_cast(tf.round(cropped), tf.uint8), **drawn}
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def finish(self, packed):
         """The second half of a view, for accelerators: compiled, all at once.
 
@@ -386,15 +386,15 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         strips = self._compiled_rows(images, drawn["box"])
         return self._compiled_columns(strips, drawn["box"], drawn["flip"])
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _compiled_sample(self, images, seed, rows):
         return self.sample(images, seed, rows)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _compiled_rows(self, images, boxes):
         return crops.resize_rows(images, boxes, self.size)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _compiled_columns(self, strips, boxes, flip):
         return crops.resize_columns(strips, boxes, self.size, flip)
 

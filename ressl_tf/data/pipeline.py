@@ -282,7 +282,9 @@ class Views:
         _require(self._views, "crop_one", "for images of several sizes")
         num_images = encoded.shape[0]
         drawn = [
-            tf.function(view.draw, jit_compile=True)(num_images, key, rows)
+            tf.function(view.draw, jit_compile=True, autograph=False)(
+                num_images, key, rows
+            )
             for view, key in zip(self._views, keys, strict=True)
         ]
 
