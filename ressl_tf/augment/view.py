@@ -287,6 +287,7 @@ class View(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             )
         return (colors.from_planes(planes) - self.mean) / self.std
 
+    # Without AutoGraph, as all here: conversion takes seconds for nothing.
     @tf.function(jit_compile=True, autograph=False)
     def distort_one_by_one(self, cropped, drawn):
         """`distort`, compiled, one image after the other: for CPUs."""
